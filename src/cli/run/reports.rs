@@ -91,11 +91,11 @@ pub(super) fn tell(reports: &[Report]) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{invocation::tally::Tally, record::InvocationState};
 
-    fn report(id: &str) -> Report {
+    pub(in super::super) fn report(id: &str) -> Report {
         Report {
             invocation_id: id.to_owned(),
             build_id: "b".to_owned(),
@@ -107,6 +107,7 @@ mod tests {
             messages: Vec::new(),
             failed: 0,
             exit_code: Some(0),
+            tests_run: 0,
             tally: Tally::default(),
         }
     }

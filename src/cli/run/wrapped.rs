@@ -190,19 +190,25 @@ impl Wrapped<'_> {
         }
     }
 
-    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again: tests, and
-    /// what `run` runs, may do anything.
+    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again.
     fn has_lost_outputs(&self) -> bool {
         let Started { host, reports, .. } = self.started;
+        let Some(line) = Line::building(self.command) else {
+            return false;
+        };
         host.is_left_downloads()
-            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
-            && reports.lock().last().is_some_and(|report| report.tally.lost > 0)
+            && reports
+                .lock()
+                .last()
+                .is_some_and(|report| report.tally.lost > 0 && may_repeat(line.word(), report))
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
     /// alone would have built what is lost. The exit code is that of the first build.
     async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> u8 {
-        let has_executor = self.started.host.has_executor();
+        // Without caches, all tests would run.
+        let may_drop_caches = !self.started.host.has_executor()
+            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED);
         let mut lost = self.start_over();
         // With --strict, Bazel has not ended with its own.
         let own = lost.last().and_then(|report| report.exit_code);
@@ -226,7 +232,7 @@ impl Wrapped<'_> {
             };
             match after(ended.code, own, first) {
                 After::Ends(code) => return code,
-                After::Uncached if attempt == Attempt::Alone && !has_executor && !ended.is_cut => {
+                After::Uncached if attempt == Attempt::Alone && may_drop_caches && !ended.is_cut => {
                     self.start_over();
                     attempt = Attempt::Uncached;
                 }
@@ -238,6 +244,13 @@ impl Wrapped<'_> {
         self.started.reports.lock().put_back(lost);
         first
     }
+}
+
+/// Whether a command may run again for what the cache has lost: its work may be done twice, or it has run no test and would
+/// run those whose outputs are lost, as Bazel alone would have done at once. What `run` runs may do anything.
+fn may_repeat(word: &str, report: &Report) -> bool {
+    let ran_nothing = report.exit_code == Some(0) && report.tests_run == 0;
+    word == REPEATED || matches!(word, "test" | "coverage") && ran_nothing
 }
 
 /// What follows a run that was to bring what the cache has lost.
@@ -364,7 +377,32 @@ async fn flagged(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::reports::tests::report, *};
+
+    #[test]
+    fn tests_run_again_only_where_none_has_run() {
+        for (word, exit_code, tests_run, expected) in [
+            ("build", Some(0), 0, true),
+            ("build", Some(1), 0, true),
+            ("test", Some(0), 0, true),
+            ("coverage", Some(0), 0, true),
+            ("test", Some(0), 1, false),
+            ("test", Some(3), 0, false),
+            ("test", None, 0, false),
+            ("run", Some(0), 0, false),
+        ] {
+            let report = Report {
+                exit_code,
+                tests_run,
+                ..report("id")
+            };
+            assert_eq!(
+                may_repeat(word, &report),
+                expected,
+                "{word} {exit_code:?} {tests_run}"
+            );
+        }
+    }
 
     #[test]
     fn a_run_for_what_was_lost_never_replaces_a_success() {
