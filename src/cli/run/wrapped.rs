@@ -91,6 +91,11 @@ impl Wrapped<'_> {
                 .await
                 .unwrap_or_default(),
         };
+        let told = reports.lock().last().and_then(|report| report.exit_code);
+        let code = match self.bazel {
+            Some(_) if self.strict => own_code(code, told),
+            _ => code,
+        };
         let mut ended = Ended {
             code,
             is_cut: matches!(rest, Rest::Cut(_)),
@@ -253,6 +258,12 @@ fn may_repeat(word: &str, report: &Report) -> bool {
     word == REPEATED || matches!(word, "test" | "coverage") && ran_nothing
 }
 
+/// What a command ends with that was told a failed stream: a build that has failed itself does so with its own code.
+fn own_code(code: u8, told: Option<i32>) -> u8 {
+    let own = told.and_then(|own| u8::try_from(own).ok());
+    own.filter(|own| code == STRICT && *own != 0).unwrap_or(code)
+}
+
 /// What follows a run that was to bring what the cache has lost.
 #[derive(Debug, PartialEq, Eq)]
 enum After {
@@ -378,6 +389,21 @@ async fn flagged(
 #[cfg(test)]
 mod tests {
     use super::{super::reports::tests::report, *};
+
+    #[test]
+    fn a_build_that_fails_itself_ends_with_its_own_code() {
+        for (code, told, expected) in [
+            (STRICT, Some(8), 8),
+            (STRICT, Some(1), 1),
+            (STRICT, Some(0), STRICT),
+            (STRICT, None, STRICT),
+            (STRICT, Some(-1), STRICT),
+            (0, Some(8), 0),
+            (37, Some(1), 37),
+        ] {
+            assert_eq!(own_code(code, told), expected, "{code} {told:?}");
+        }
+    }
 
     #[test]
     fn tests_run_again_only_where_none_has_run() {
