@@ -63,6 +63,9 @@ pub struct RemoteOptions {
 }
 
 impl RemoteOptions {
+    /// The default of `stall_timeout`.
+    pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
     /// The defaults, for an endpoint.
     pub const fn new(endpoint: Endpoint) -> Self {
         Self {
@@ -72,7 +75,7 @@ impl RemoteOptions {
             connections: None,
             retries: 5,
             max_retry_delay: Duration::from_secs(5),
-            stall_timeout: Duration::from_secs(60),
+            stall_timeout: Self::STALL_TIMEOUT,
             min_throughput: 1024,
             digest_function: DigestFunction::Sha256,
             touch: true,

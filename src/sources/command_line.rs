@@ -23,8 +23,8 @@ use crate::{
 const REDACTED: &str = "<REDACTED>";
 
 /// A build that gives its cache less time than we do is not to wait longer because of us. Its limit is for a single blob,
-/// though, and ours for a batch of them.
-const LEAST_TIMEOUT: Duration = Duration::from_secs(10);
+/// though, and ours for a batch, several of which share a line.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The directories that relative paths on a build's command line start from, as they are for us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,8 +105,11 @@ pub(super) fn options_of(
     } else if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
+    // Whoever gives us a limit of their own has a reason.
+    let is_default = template.stall_timeout == RemoteOptions::STALL_TIMEOUT;
     if let Some(Ok(limit)) = line.given("remote_timeout").map(parse_duration)
         && !limit.is_zero()
+        && is_default
     {
         options.stall_timeout = options.stall_timeout.min(limit.max(LEAST_TIMEOUT));
     }

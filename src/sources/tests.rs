@@ -273,9 +273,9 @@ fn an_address_may_have_a_user_and_need_not_have_a_port() {
 #[test]
 fn a_build_that_gives_its_cache_less_time_does_not_wait_longer() {
     for (text, seconds) in [
-        ("20", 20),
+        ("40", 40),
         ("30s", 30),
-        ("1", 10),
+        ("1", 30),
         // It means nothing, or waits longer than we do.
         ("0", 60),
         ("3600", 60),
@@ -285,6 +285,13 @@ fn a_build_that_gives_its_cache_less_time_does_not_wait_longer() {
         let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
         assert_eq!(options.stall_timeout.as_secs(), seconds, "{text}");
     }
+    let line = line(&[("remote_cache", "grpc://h:1"), ("remote_timeout", "40")]);
+    let own = RemoteOptions {
+        stall_timeout: Duration::from_secs(300),
+        ..template()
+    };
+    let options = options_of(&line, &own, &BuildDirectories::default()).unwrap();
+    assert_eq!(options.stall_timeout.as_secs(), 300);
 }
 
 #[test]

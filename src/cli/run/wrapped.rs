@@ -31,6 +31,8 @@ const TOLD: Duration = Duration::from_secs(2);
 const NOT_UPLOADED: u8 = 38;
 /// The same when the build has failed.
 const BUILD_FAILED: u8 = 1;
+/// The same if the build went well, and tests failed.
+const TESTS_FAILED: u8 = 3;
 /// The same when the user has interrupted it.
 const INTERRUPTED: u8 = 8;
 /// What is added to the number of a signal that ended a command.
@@ -175,8 +177,11 @@ impl Wrapped<'_> {
                 );
                 self.start_over();
                 let ended = self.attempt(Attempt::Alone, signals).await?;
-                // Bazel goes on without a cache that goes away, as it did before, and does not begin without it.
-                if ended.code != NO_CACHE || ended.is_cut || self.started.host.has_executor() {
+                // Bazel goes on without a cache that goes away, as it did before, and does not begin without it. A program
+                // that `bazel run` ran may end with anything.
+                let is_run = Line::building(self.command).is_some_and(|line| line.word() == "run");
+                let lacks_cache = ended.code == NO_CACHE && !is_run && !ended.is_cut;
+                if !lacks_cache || self.started.host.has_executor() {
                     return Ok(ended.code);
                 }
                 say(UNCACHED);
@@ -201,11 +206,10 @@ impl Wrapped<'_> {
         let Some(line) = Line::building(self.command) else {
             return false;
         };
+        let reports = reports.lock();
+        let last = reports.last().filter(|report| report.tally.lost > 0);
         host.is_left_downloads()
-            && reports
-                .lock()
-                .last()
-                .is_some_and(|report| report.tally.lost > 0 && may_repeat(line.word(), report))
+            && last.is_some_and(|last| may_repeat(line.word(), last.exit_code, reports.tests_run()))
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
@@ -253,8 +257,8 @@ impl Wrapped<'_> {
 
 /// Whether a command may run again for what the cache has lost: its work may be done twice, or it has run no test and would
 /// run those whose outputs are lost, as Bazel alone would have done at once. What `run` runs may do anything.
-fn may_repeat(word: &str, report: &Report) -> bool {
-    let ran_nothing = report.exit_code == Some(0) && report.tests_run == 0;
+fn may_repeat(word: &str, exit_code: Option<i32>, tests_run: u64) -> bool {
+    let ran_nothing = exit_code == Some(0) && tests_run == 0;
     word == REPEATED || matches!(word, "test" | "coverage") && ran_nothing
 }
 
@@ -284,6 +288,9 @@ fn after(code: u8, own: u8, first: u8) -> After {
     } else if code == STRICT {
         // The build itself has ended well, and its reports say what is missing.
         After::Ends(first)
+    } else if code == TESTS_FAILED {
+        // Bazel alone would have run them at once.
+        After::Ends(code)
     } else if code == BUILD_FAILED || NOT_READ.contains(&code) {
         After::Uncached
     } else {
@@ -388,7 +395,7 @@ async fn flagged(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::reports::tests::report, *};
+    use super::*;
 
     #[test]
     fn a_build_that_fails_itself_ends_with_its_own_code() {
@@ -417,13 +424,8 @@ mod tests {
             ("test", None, 0, false),
             ("run", Some(0), 0, false),
         ] {
-            let report = Report {
-                exit_code,
-                tests_run,
-                ..report("id")
-            };
             assert_eq!(
-                may_repeat(word, &report),
+                may_repeat(word, exit_code, tests_run),
                 expected,
                 "{word} {exit_code:?} {tests_run}"
             );
@@ -443,6 +445,9 @@ mod tests {
             (8, 0, 0, After::Ends(8)),
             (130, 0, STRICT, After::Ends(130)),
             (137, 1, 1, After::Ends(137)),
+            // Tests that were run for their outputs, and failed.
+            (3, 0, 0, After::Ends(3)),
+            (3, 0, STRICT, After::Ends(3)),
             // The cache is to blame, or may be.
             (1, 0, 0, After::Uncached),
             (34, 0, 0, After::Uncached),

@@ -42,24 +42,27 @@ pub(super) enum MaterializeError {
          date; ask that process, or build again"
     )]
     OtherProcess,
-    #[error(
-        "left unchanged: the file on disk is another one and may be newer, since {0}; remove the file to download what is \
-         recorded"
-    )]
+    #[error("left unchanged: the file on disk is another one and may be newer, since {0}")]
     Outdated(Unnamed),
 }
 
 /// Why the newest build is not known to have named an output.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Unnamed {
-    #[error("no event of the newest build names this output")]
+    #[error("no event of the newest build names this output; remove the file to download what is recorded")]
     ByNone,
-    #[error("the newest build is still running and may not have named all of its outputs")]
+    #[error(
+        "the newest build is still running and may not have named all of its outputs; try again when it has ended"
+    )]
     Yet,
-    #[error("what the newest build names is unknown ({0})")]
+    #[error("what the newest build names is unknown ({0}); remove the file to download what is recorded")]
     Unknown(Arc<StageError>),
-    #[error("what the newest build names is unknown (no journal is kept)")]
+    #[error(
+        "what the newest build names is unknown (no journal is kept); remove the file to download what is recorded"
+    )]
     Unkept,
+    #[error("the newest build of this output root is unknown; remove the file to download what is recorded")]
+    NoBuild,
 }
 
 /// What a path that was asked for stands for.
@@ -213,9 +216,14 @@ impl Service {
             };
             (f, end.map_err(Arc::new))
         });
-        let outdated = outdated
-            .into_iter()
-            .map(|(found, why)| (found, Err(Arc::new(MaterializeError::Outdated(why)))));
+        let outdated = outdated.into_iter().map(|(found, why)| {
+            let error = if is_followed_elsewhere {
+                MaterializeError::OtherProcess
+            } else {
+                MaterializeError::Outdated(why)
+            };
+            (found, Err(Arc::new(error)))
+        });
         fetched.chain(outdated).collect()
     }
 
@@ -271,6 +279,8 @@ impl Service {
         // The newest build has named it as an older one did, in most cases.
         let named = match &self.stager {
             _ if differing.iter().all(is_of_bazel) => Ok(HashSet::new()),
+            // An empty id would stand for the newest build of any output root.
+            _ if newest.invocation_id.is_empty() => Err(Unnamed::NoBuild),
             _ if self.is_heard(&newest.invocation_id).await => Err(Unnamed::Yet),
             None => Err(Unnamed::Unkept),
             Some(stager) => {

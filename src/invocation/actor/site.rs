@@ -112,10 +112,7 @@ impl Actor {
                 // no use for its outputs either.
                 let is_cleaned = self.row.version > 0 && error.is_not_there();
                 let reason = if is_cleaned {
-                    format!(
-                        "output root {:?} was deleted after this build began",
-                        self.row.exec_root
-                    )
+                    format!("{error}; it was there when this build began")
                 } else {
                     error.to_string()
                 };
