@@ -23,7 +23,7 @@ use crate::{
     action_cache::{self, ActionCacheError, Extent, Facts, Reading, State},
     digest::DigestFunction,
     exec_path::ExecPath,
-    invocation::shared::Remembered,
+    invocation::shared::{Remembered, Trees},
     output::OutputContent,
     roots::Destination,
     units::parse_duration,
@@ -202,6 +202,21 @@ impl Actor {
         i64::try_from(told.unwrap_or(PROMISED).as_millis()).unwrap_or(i64::MAX)
     }
 
+    /// What the action cache tells now, or has more than before, with the trees of which nothing new is told.
+    async fn read_again(&self, before: Option<Remembered>) -> (Known, Trees) {
+        let (state, trees) = before.map(|before| (before.state, before.trees)).unzip();
+        let told = self.action_cache(state).await;
+        let trees = match &told {
+            Known::Facts(facts, _) if facts.extent() == Extent::Grown => {
+                let mut trees = Arc::unwrap_or_clone(trees.unwrap_or_default());
+                trees.retain(|tree, _| facts.tree(tree.as_str()).next().is_none());
+                Arc::new(trees)
+            }
+            _ => Arc::default(),
+        };
+        (told, trees)
+    }
+
     /// Records what the action cache says, after everything that the build waits for.
     pub(super) async fn take_in_action_cache(&mut self) {
         let Site::Open(place) = &mut self.site else {
@@ -211,19 +226,7 @@ impl Actor {
         let before = self.shared.action_cache(id);
         let (told, trees) = match place.known.take() {
             Some(read) => read,
-            None => {
-                let (state, trees) = before.map(|before| (before.state, before.trees)).unzip();
-                let told = self.action_cache(state).await;
-                let trees = match &told {
-                    Known::Facts(facts, _) if facts.extent() == Extent::Grown => {
-                        let mut trees = Arc::unwrap_or_clone(trees.unwrap_or_default());
-                        trees.retain(|tree, _| facts.tree(tree.as_str()).next().is_none());
-                        Arc::new(trees)
-                    }
-                    _ => Arc::default(),
-                };
-                (told, trees)
-            }
+            None => self.read_again(before).await,
         };
         let (facts, state) = match told {
             Known::Facts(facts, state) => (facts, Some(state)),
