@@ -40,11 +40,6 @@ impl Reports {
         self.told.last()
     }
 
-    /// How many tests the command has run, in all of its builds.
-    pub(super) fn tests_run(&self) -> u64 {
-        self.told.iter().map(|report| report.tests_run).sum()
-    }
-
     /// Takes out what was told. Of these streams, which are all that there are, nothing more is heard.
     pub(super) fn start_over(&mut self, streams: Vec<Stream>) -> Vec<Report> {
         let told: HashSet<Stream> = self.told.iter().map(stream_of).collect();

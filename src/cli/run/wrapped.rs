@@ -200,16 +200,13 @@ impl Wrapped<'_> {
         }
     }
 
-    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again.
+    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again. Tests may do
+    /// anything, and one that has passed would not bring its files: Bazel has it in its own cache.
     fn has_lost_outputs(&self) -> bool {
         let Started { host, reports, .. } = self.started;
-        let Some(line) = Line::building(self.command) else {
-            return false;
-        };
-        let reports = reports.lock();
-        let last = reports.last().filter(|report| report.tally.lost > 0);
         host.is_left_downloads()
-            && last.is_some_and(|last| may_repeat(line.word(), last.exit_code, reports.tests_run()))
+            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
+            && reports.lock().last().is_some_and(|report| report.tally.lost > 0)
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
@@ -253,13 +250,6 @@ impl Wrapped<'_> {
         self.started.reports.lock().put_back(lost);
         first
     }
-}
-
-/// Whether a command may run again for what the cache has lost: its work may be done twice, or it has run no test and would
-/// run those whose outputs are lost, as Bazel alone would have done at once. What `run` runs may do anything.
-fn may_repeat(word: &str, exit_code: Option<i32>, tests_run: u64) -> bool {
-    let ran_nothing = exit_code == Some(0) && tests_run == 0;
-    word == REPEATED || matches!(word, "test" | "coverage") && ran_nothing
 }
 
 /// What a command ends with that was told a failed stream: a build that has failed itself does so with its own code.
@@ -409,26 +399,6 @@ mod tests {
             (37, Some(1), 37),
         ] {
             assert_eq!(own_code(code, told), expected, "{code} {told:?}");
-        }
-    }
-
-    #[test]
-    fn tests_run_again_only_where_none_has_run() {
-        for (word, exit_code, tests_run, expected) in [
-            ("build", Some(0), 0, true),
-            ("build", Some(1), 0, true),
-            ("test", Some(0), 0, true),
-            ("coverage", Some(0), 0, true),
-            ("test", Some(0), 1, false),
-            ("test", Some(3), 0, false),
-            ("test", None, 0, false),
-            ("run", Some(0), 0, false),
-        ] {
-            assert_eq!(
-                may_repeat(word, exit_code, tests_run),
-                expected,
-                "{word} {exit_code:?} {tests_run}"
-            );
         }
     }
 
