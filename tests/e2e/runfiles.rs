@@ -338,7 +338,7 @@ fn what_a_compact_log_tells_is_known_and_can_be_had(stage: &Stage) {
     for part in [
         "/gen/middle.txt",
         "/sub/with space.txt",
-        "/outputs/test.log",
+        "/outputs/test.xml",
         "/test.outputs/outputs.zip",
     ] {
         let has = fetched.files().iter().any(|path| path.ends_with(part));
