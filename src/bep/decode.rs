@@ -246,7 +246,6 @@ impl Reader {
             shard: u32::try_from(id.shard).unwrap_or(0),
             attempt: u32::try_from(id.attempt).unwrap_or(0),
             passed: result.status() == TestStatus::Passed,
-            ran: !result.cached_locally && !result.execution_info.is_some_and(|info| info.cached_remotely),
             files: self.files(fix_files(result.test_action_output)),
         }
     }

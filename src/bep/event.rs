@@ -290,8 +290,6 @@ pub struct TestResult {
     pub attempt: u32,
     /// Whether it passed.
     pub passed: bool,
-    /// Whether the test ran, and did not come from a cache.
-    pub ran: bool,
     /// Its files, with symbolic names such as `test.log`.
     pub files: Vec<File>,
 }

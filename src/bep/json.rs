@@ -152,12 +152,7 @@ structs! {
         digest: String,
         length: Int64,
     }
-    struct TestResult {
-        test_action_output: Vec<File>,
-        cached_locally: bool,
-        status: Enum,
-        execution_info: Option<ExecutionInfo>,
-    }
+    struct TestResult { test_action_output: Vec<File>, status: Enum, }
     struct Section { section_label: String, chunk_list: Option<ChunkList>, option_list: Option<OptionList>, }
     struct ConvenienceSymlink { path: String, action: Enum, target: String, }
 }
@@ -173,7 +168,6 @@ messages! {
         label: String,
         configuration: Option<ConfigurationId>,
     }
-    struct ExecutionInfo => proto::test_result::ExecutionInfo { cached_remotely: bool, }
     struct TestSummaryId => ids::TestSummaryId { label: String, configuration: Option<ConfigurationId>, }
     struct TestResultId => ids::TestResultId {
         label: String,
@@ -414,9 +408,8 @@ impl Convert<proto::TestResult> for TestResult {
     fn convert(self) -> proto::TestResult {
         proto::TestResult {
             test_action_output: self.test_action_output.convert(),
-            cached_locally: self.cached_locally,
             status: self.status.number(proto::TestStatus::from_str_name),
-            execution_info: self.execution_info.convert(),
+            ..proto::TestResult::default()
         }
     }
 }

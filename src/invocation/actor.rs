@@ -447,7 +447,6 @@ impl Actor {
             messages: self.ledger.tally.messages.clone(),
             failed: self.ledger.tally.failed,
             exit_code: self.row.finished.then_some(self.row.exit_code),
-            tests_run: self.build.tests_run,
             tally: self.ledger.tally.clone(),
         };
         self.phase = Phase::Settled {

@@ -61,8 +61,6 @@ pub struct Build {
     pub(super) warms_output_service: bool,
     /// Whether outputs of other roots may be copied.
     pub(super) has_local_sources: bool,
-    /// Attempts of tests that ran.
-    pub(super) tests_run: u64,
     selector: Selector,
     facts: Facts,
     ready: bool,
@@ -100,7 +98,6 @@ impl Build {
             has_local_sources: !policy.no_local_sources,
             selector: Selector::new(policy),
             facts: Facts::default(),
-            tests_run: 0,
             ready: false,
             authority_told: false,
             sets: NamedSets::default(),
@@ -267,7 +264,6 @@ impl Build {
                 let key = (result.label.clone(), result.configuration.clone());
                 let results = self.results.entry(key).or_default();
                 let attempt = (result.run, result.shard, result.attempt);
-                self.tests_run += u64::from(result.ran);
                 if let Some((repeated, _)) = results.insert(attempt, (sequence, result)) {
                     self.open_results.remove(&repeated);
                 }

@@ -36,8 +36,6 @@ pub struct Report {
     pub failed: u64,
     /// The build tool's exit code, if it sent one.
     pub exit_code: Option<i32>,
-    /// Attempts of tests that ran, and did not come from a cache.
-    pub tests_run: u64,
     /// Its outputs in numbers.
     pub tally: Tally,
 }

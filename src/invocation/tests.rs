@@ -484,7 +484,6 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
             shard,
             attempt: 1,
             passed: true,
-            ran: true,
             files: vec![File {
                 path: "test.log".into(),
                 prefix_len: 0,
@@ -581,7 +580,6 @@ fn the_status_of_a_test_is_that_of_its_last_attempts() {
             shard,
             attempt,
             passed,
-            ran: true,
             files: vec![file("test.log")],
         })
     };

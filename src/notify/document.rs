@@ -354,7 +354,6 @@ mod tests {
             messages: vec!["bazel-out/x: evicted".to_owned()],
             failed: 1,
             exit_code: None,
-            tests_run: 0,
             workspace: "/ws".to_owned(),
             exec_root: "/e".to_owned(),
             command: "test".to_owned(),

@@ -184,7 +184,6 @@ impl World {
             messages: Vec::new(),
             failed: 0,
             exit_code: Some(0),
-            tests_run: 0,
             workspace: "/ws".to_owned(),
             exec_root: "/e".to_owned(),
             command: "build".to_owned(),

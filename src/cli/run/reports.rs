@@ -107,7 +107,6 @@ pub(super) mod tests {
             messages: Vec::new(),
             failed: 0,
             exit_code: Some(0),
-            tests_run: 0,
             tally: Tally::default(),
         }
     }

@@ -31,8 +31,6 @@ const TOLD: Duration = Duration::from_secs(2);
 const NOT_UPLOADED: u8 = 38;
 /// The same when the build has failed.
 const BUILD_FAILED: u8 = 1;
-/// The same if the build went well, and tests failed.
-const TESTS_FAILED: u8 = 3;
 /// The same when the user has interrupted it.
 const INTERRUPTED: u8 = 8;
 /// What is added to the number of a signal that ended a command.
@@ -278,9 +276,6 @@ fn after(code: u8, own: u8, first: u8) -> After {
     } else if code == STRICT {
         // The build itself has ended well, and its reports say what is missing.
         After::Ends(first)
-    } else if code == TESTS_FAILED {
-        // Bazel alone would have run them at once.
-        After::Ends(code)
     } else if code == BUILD_FAILED || NOT_READ.contains(&code) {
         After::Uncached
     } else {
@@ -415,9 +410,6 @@ mod tests {
             (8, 0, 0, After::Ends(8)),
             (130, 0, STRICT, After::Ends(130)),
             (137, 1, 1, After::Ends(137)),
-            // Tests that were run for their outputs, and failed.
-            (3, 0, 0, After::Ends(3)),
-            (3, 0, STRICT, After::Ends(3)),
             // The cache is to blame, or may be.
             (1, 0, 0, After::Uncached),
             (34, 0, 0, After::Uncached),
