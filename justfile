@@ -52,6 +52,10 @@ bench *ARGS:
 bench-bazel *ARGS:
     scripts/bench {{ARGS}}
 
+# Every end-to-end test with both Bazels, every scenario with every kind of cache
+e2e *FILTERS:
+    scripts/e2e {{FILTERS}}
+
 # All that CI runs
 ci:
     bash .ci/run

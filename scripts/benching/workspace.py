@@ -125,7 +125,7 @@ class Bazel:
             )
 
     def change(self, targets, by):
-        """Makes the first targets' files anew, each with another first byte and size."""
+        """Makes the first targets' files again, each with another first byte and size."""
         for number in range(targets):
             file = self.workspace / f"p{number}/BUILD"
             file.write_text(re.sub(r"sizes = \[\d+", f"sizes = [{self.least + by}", file.read_text()))

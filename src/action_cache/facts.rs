@@ -318,7 +318,7 @@ impl<'a> Gathering<'a, '_> {
             self.actions.push((self.key, 0));
             self.place = None;
         }
-        // Which files a tree has is told anew with each of its entries.
+        // Which files a tree has is told again with each of its entries.
         if let Some((_, paths)) = self.actions.last_mut()
             && self.place.replace(place) != Some(place)
         {

@@ -81,7 +81,7 @@ pub(crate) enum MountError {
         /// The system's words.
         source: std::io::Error,
     },
-    /// FUSE is not to be had.
+    /// FUSE is not available.
     #[error("failed to mount {}: {reason}", .at.display())]
     Fuse {
         /// The mount point.

@@ -364,7 +364,9 @@ impl Inner {
     async fn fetch(&self, slot: Arc<Slot>, tree: Arc<Tree>, node: Node, pid: u32, reply: ReplyOpen) {
         let Some(blob) = self.shared.blob(&slot, &tree, node) else {
             let path = format!("{}/{}", path_of(&slot), tree.path(node));
-            self.shared.report.failed(&path, "it is no path of an output");
+            self.shared
+                .report
+                .failed(&path, "it is not the path of an output");
             reply.error(Errno::EIO);
             return;
         };

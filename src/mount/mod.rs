@@ -165,7 +165,7 @@ impl Mount {
         if self.ours.is_closed() {
             Ok(())
         } else {
-            Err("failed to read what the kernel asks".to_owned())
+            Err("failed to read the kernel's requests".to_owned())
         }
     }
 
@@ -191,7 +191,10 @@ impl Mount {
         match detached {
             Ok(Ok(detached)) => detached,
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("it takes long; run `umount -l {}`", self.at.display())),
+            Err(_) => Err(format!(
+                "it takes too long; run `umount -l {}`",
+                self.at.display()
+            )),
         }
     }
 }

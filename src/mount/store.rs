@@ -185,7 +185,7 @@ impl Store {
         let is_ours = about.uid() == rustix::process::geteuid().as_raw();
         if !is_ours || about.mode() & 0o022 != 0 {
             return Err(failed(
-                "it must be yours, and others must not be able to write to it (chmod go-w): its files are believed"
+                "it must belong to you, and others must not be able to write to it (chmod go-w), because its files are trusted"
                     .to_owned(),
             ));
         }
@@ -194,7 +194,7 @@ impl Store {
         let lock = open.open(directory.join(LOCK)).map_err(io)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             Errno::WOULDBLOCK => failed(
-                "another `outhaul mount` uses it; one mount has all builds, or choose another directory with --store-dir"
+                "another `outhaul mount` uses it, and already shows all builds; for another mount, choose another directory with --store-dir"
                     .to_owned(),
             ),
             error => failed(error.to_string()),
@@ -312,9 +312,7 @@ impl Store {
                 }
             }
         }
-        Err(ReadError::Lost(
-            "its file in the store is changed again and again".to_owned(),
-        ))
+        Err(ReadError::Lost("its file in the store keeps changing".to_owned()))
     }
 
     /// As [`Self::begin`]. For a reader, it waits a moment for room: the kernel tells a little later that a file was closed.
@@ -484,7 +482,7 @@ impl Store {
         let found = statat(&self.handle, &path, AtFlags::SYMLINK_NOFOLLOW);
         let found = found.map_err(|e| ReadError::Lost(format!("{path} in the store: {e}")))?;
         if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-            return Err(ReadError::Lost(format!("{path} in the store is no file")));
+            return Err(ReadError::Lost(format!("{path} in the store is not a file")));
         }
         Ok(Kept::Whole {
             inode: found.st_ino,

@@ -105,7 +105,7 @@ pub(super) fn options_of(
     } else if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
-    // Whoever gives us a limit of their own has a reason.
+    // A limit that was set on purpose counts.
     let is_default = template.stall_timeout == RemoteOptions::STALL_TIMEOUT;
     if let Some(Ok(limit)) = line.given("remote_timeout").map(parse_duration)
         && !limit.is_zero()

@@ -210,9 +210,7 @@ impl Wrapped<'_> {
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
     /// alone would have built what is lost. The exit code is that of the first build.
     async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> u8 {
-        // Without caches, all tests would run.
-        let may_drop_caches = !self.started.host.has_executor()
-            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED);
+        let may_drop_caches = !self.started.host.has_executor();
         let mut lost = self.start_over();
         // With --strict, Bazel has not ended with its own.
         let own = lost.last().and_then(|report| report.exit_code);

@@ -309,7 +309,7 @@ async fn strangers_objects_are_named_by_their_keys() {
         (
             b"10000;chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648"
                 .to_vec(),
-            "no casblob",
+            "not a casblob",
         ),
         (Vec::new(), "bytes"),
         (cut(40), "ends within"),
