@@ -31,7 +31,7 @@ enum Files {
 }
 
 /// Removes what a name stands for: a file, a link (not what it leads to), or a directory with everything in it.
-/// Nothing is not an error.
+/// That there is nothing is not an error.
 pub(crate) fn remove_tree(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     match fs::unlinkat(&dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

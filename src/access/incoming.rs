@@ -108,7 +108,7 @@ enum AnyStream {
     Unix(UnixStream),
 }
 
-/// The connections of a listener, each agreed on as the listener's rules say. Dropped, it closes the listener.
+/// The connections of a listener, each agreed on as its rules say. Dropped, it closes the listener.
 pub(crate) struct Incoming {
     listener: Listening,
     access: ListenerRules,

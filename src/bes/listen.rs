@@ -165,7 +165,7 @@ impl BesListener {
         UnixListener::from_std(listener).map(|l| Self::new(Socket::Unix(l, None)))
     }
 
-    /// With a listener's rules.
+    /// With these rules.
     pub fn with_rules(self, access: ListenerRules) -> Self {
         Self { access, ..self }
     }

@@ -101,7 +101,7 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         materialize: place.options()?,
     };
     let rows = Recorded {
-        doors: Mutex::new(vec![args.state]),
+        state_dirs: Mutex::new(vec![args.state]),
         control: args.control,
         cache: args.cache,
         alone: tokio::sync::Mutex::default(),
@@ -158,7 +158,7 @@ impl From<MountError> for Failure {
 /// The builds of a daemon or of the record, and of the wrapped builds that had to keep what is theirs apart.
 struct Recorded {
     /// State directories; their places do not change.
-    doors: Mutex<Vec<StateArgs>>,
+    state_dirs: Mutex<Vec<StateArgs>>,
     control: ControlArgs,
     cache: CacheArgs,
     /// Held by the one question for which the record is open in this process.
@@ -167,39 +167,42 @@ struct Recorded {
 
 impl Recorded {
     /// The state directories as they are now, with their places.
-    fn doors(&self) -> Vec<(usize, StateArgs)> {
-        let mut doors = self.doors.lock();
+    fn state_dirs(&self) -> Vec<(usize, StateArgs)> {
+        let mut state_dirs = self.state_dirs.lock();
         let is_named = self
             .control
             .address(self.cache.tls.files())
             .is_ok_and(|address| address.is_some());
-        let apart = doors.first().and_then(|state| state.directory().ok());
+        let apart = state_dirs.first().and_then(|state| state.directory().ok());
         if let Some(directory) = apart.filter(|_| !is_named) {
             let entries = std::fs::read_dir(directory.join("run"))
                 .into_iter()
                 .flatten()
                 .flatten();
             for path in entries.map(|entry| entry.path()).filter(|path| path.is_dir()) {
-                if !doors.iter().any(|known| known.state_dir.as_ref() == Some(&path)) {
-                    doors.push(StateArgs {
+                if !state_dirs
+                    .iter()
+                    .any(|known| known.state_dir.as_ref() == Some(&path))
+                {
+                    state_dirs.push(StateArgs {
                         state_dir: Some(path),
                         control_socket: None,
                     });
                 }
             }
         }
-        doors.iter().cloned().enumerate().collect()
+        state_dirs.iter().cloned().enumerate().collect()
     }
 
     /// Whoever can be asked about a state directory; `None` where nothing is recorded, or, with `quietly`, no daemon answers.
     async fn client(
         &self,
-        door: usize,
+        state_dir: usize,
         state: &StateArgs,
         quietly: bool,
     ) -> Result<Option<Asked<'_>>, Failure> {
         let none = ControlArgs::default();
-        let control = if door == 0 { &self.control } else { &none };
+        let control = if state_dir == 0 { &self.control } else { &none };
         let daemon = DaemonAddress::new(control, state, self.cache.tls.files())?;
         if let Ok(client) = daemon.connect().await {
             return Ok(Some(Asked { client, _alone: None }));
@@ -221,23 +224,23 @@ impl Recorded {
 
     async fn all_builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Failure> {
         let mut lists = HashMap::new();
-        for (door, state) in self.doors() {
-            let mut asked = match self.client(door, &state, quietly).await {
+        for (state_dir, state) in self.state_dirs() {
+            let mut asked = match self.client(state_dir, &state, quietly).await {
                 Ok(Some(asked)) => asked,
                 Ok(None) if quietly => continue,
                 Ok(None) => {
-                    lists.insert(door, Vec::new());
+                    lists.insert(state_dir, Vec::new());
                     continue;
                 }
-                Err(failure) if door == 0 => return Err(failure),
+                Err(failure) if state_dir == 0 => return Err(failure),
                 // Of a build that is running.
                 Err(_) => continue,
             };
-            let builds = asked.builds(door).await;
+            let builds = asked.builds(state_dir).await;
             asked.client.close().await;
             match builds {
-                Ok(builds) => lists.insert(door, builds),
-                Err(failure) if door == 0 => return Err(failure),
+                Ok(builds) => lists.insert(state_dir, builds),
+                Err(failure) if state_dir == 0 => return Err(failure),
                 Err(_) => continue,
             };
         }
@@ -246,8 +249,16 @@ impl Recorded {
 
     async fn fill(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, Failure> {
         let gone = || Failure::not_found("it is not recorded any more");
-        let state = self.doors.lock().get(build.door).cloned().ok_or_else(gone)?;
-        let mut asked = self.client(build.door, &state, false).await?.ok_or_else(gone)?;
+        let state = self
+            .state_dirs
+            .lock()
+            .get(build.state_dir)
+            .cloned()
+            .ok_or_else(gone)?;
+        let mut asked = self
+            .client(build.state_dir, &state, false)
+            .await?
+            .ok_or_else(gone)?;
         let filled = if is_newest && !build.is_from_elsewhere {
             asked.newest(build, tree).await
         } else {
@@ -267,10 +278,10 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The builds that may have outputs.
-    async fn builds(&mut self, door: usize) -> Result<Vec<Build>, Failure> {
+    async fn builds(&mut self, state_dir: usize) -> Result<Vec<Build>, Failure> {
         let rows = self.client.invocations(BUILDS).await?.into_iter();
         let rows = rows.filter(|row| row.started_ms > 0 && has_outputs(&row.command));
-        Ok(rows.map(|row| build(door, row)).collect())
+        Ok(rows.map(|row| build(state_dir, row)).collect())
     }
 
     /// All that is recorded of the output root of a build that was the newest of it a moment ago. If it is not when all is
@@ -282,11 +293,11 @@ impl Asked<'_> {
             add(&mut tree, &output.exec_path, content, is_wanted);
             Ok(())
         };
-        if !build.is_outdated(&self.builds(build.door).await?) {
+        if !build.is_outdated(&self.builds(build.state_dir).await?) {
             self.client
                 .outputs(&build.id, pb::OutputClass::Unspecified, each)
                 .await?;
-            if !build.is_outdated(&self.builds(build.door).await?) {
+            if !build.is_outdated(&self.builds(build.state_dir).await?) {
                 return Ok(tree);
             }
         }
@@ -334,7 +345,7 @@ async fn named(client: &mut Client, id: &str, mut tree: TreeBuilder) -> Result<T
     }
 }
 
-fn build(door: usize, row: pb::Invocation) -> Build {
+fn build(state_dir: usize, row: pb::Invocation) -> Build {
     Build {
         is_over: row.state().is_over(),
         id: row.invocation_id,
@@ -345,7 +356,7 @@ fn build(door: usize, row: pb::Invocation) -> Build {
         remote_instance_name: row.remote_instance_name,
         started_ms: row.started_ms,
         settled_ms: row.settled_ms,
-        door,
+        state_dir,
     }
 }
 
@@ -393,7 +404,7 @@ mod tests {
         let state_dir = format!("--state-dir={}", state.display());
         let Line { args } = Line::parse_from(["mount", "/mnt", &state_dir]);
         let rows = Recorded {
-            doors: Mutex::new(vec![args.state.clone()]),
+            state_dirs: Mutex::new(vec![args.state.clone()]),
             control: args.control,
             cache: args.cache,
             alone: tokio::sync::Mutex::default(),

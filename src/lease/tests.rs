@@ -1,4 +1,4 @@
-//! LostOutputs with the embedded cache and a real record.
+//! Leases with the embedded cache and a real record.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -74,14 +74,14 @@ pub(crate) struct Build {
     /// Whether nothing more will happen to it.
     pub(crate) is_over: bool,
     /// Which of several state directories has it.
-    pub(crate) door: usize,
+    pub(crate) state_dir: usize,
 }
 
 impl Build {
     /// Whether one of these has begun in the same output root after it.
     pub(crate) fn is_outdated(&self, builds: &[Self]) -> bool {
         let is_newer = |other: &Self| {
-            let is_there = (other.door, &other.exec_root) == (self.door, &self.exec_root);
+            let is_there = (other.state_dir, &other.exec_root) == (self.state_dir, &self.exec_root);
             is_there && !other.is_from_elsewhere && other.started_ms > self.started_ms
         };
         builds.iter().any(is_newer)
@@ -283,7 +283,7 @@ impl Catalog {
         let build = slot.build.clone();
         let is_newest = {
             let known = self.known.read();
-            let newest = known.newest.get(&(build.door, build.exec_root.clone()));
+            let newest = known.newest.get(&(build.state_dir, build.exec_root.clone()));
             newest.is_some_and(|(_, id)| *id == build.id)
         };
         let rows = self.rows.clone();
@@ -334,17 +334,17 @@ impl Known {
         self.newest.clear();
         let silent = before.values().map(|slot| &slot.build);
         let silent: Vec<Build> = silent
-            .filter(|build| !lists.contains_key(&build.door))
+            .filter(|build| !lists.contains_key(&build.state_dir))
             .cloned()
             .collect();
         let mut lists: Vec<(usize, Vec<Build>)> = lists.into_iter().collect();
-        lists.sort_unstable_by_key(|(door, _)| *door);
+        lists.sort_unstable_by_key(|(state_dir, _)| *state_dir);
         let told = lists.into_iter().flat_map(|(_, builds)| builds);
         for build in told.chain(silent) {
             // One of another machine changes nothing here, whatever its exec root is called.
             if !build.is_from_elsewhere {
                 let began = (build.started_ms, build.id.clone());
-                let root = (build.door, build.exec_root.clone());
+                let root = (build.state_dir, build.exec_root.clone());
                 let newest = self.newest.entry(root).or_insert_with(|| began.clone());
                 if newest.0 <= began.0 {
                     *newest = began;
@@ -491,7 +491,7 @@ mod tests {
             }
             let mut lists: HashMap<usize, Vec<Build>> = HashMap::from([(0, Vec::new())]);
             for build in self.0.read().iter() {
-                lists.entry(build.door).or_default().push(build.clone());
+                lists.entry(build.state_dir).or_default().push(build.clone());
             }
             Ok(lists)
         }
@@ -629,7 +629,7 @@ mod tests {
     #[tokio::test]
     async fn builds_of_a_directory_that_does_not_answer_stay() {
         let apart = Build {
-            door: 1,
+            state_dir: 1,
             ..build("apart", "/v", 10)
         };
         let (rows, catalog) = catalog(vec![apart, build("gone", "/w", 10)]);
@@ -727,13 +727,13 @@ mod tests {
     #[tokio::test]
     async fn a_build_of_two_state_directories_is_one() {
         let again = Build {
-            door: 1,
+            state_dir: 1,
             ..build("one", "/w", 10)
         };
         let (_, catalog) = catalog(vec![again, build("one", "/w", 10)]);
         refreshed(&catalog).await;
         let first = catalog.build("one").unwrap();
-        assert_eq!(first.build.door, 0);
+        assert_eq!(first.build.state_dir, 0);
         for _ in 0..5 {
             refreshed(&catalog).await;
             assert_eq!(catalog.build("one").unwrap().number, first.number);

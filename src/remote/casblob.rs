@@ -390,7 +390,10 @@ mod tests {
         };
         let second = FIXED + 8;
         for (object, part) in [
-            (b"10000;chunk-signature=0123456789abcdef".to_vec(), "not a casblob"),
+            (
+                b"10000;chunk-signature=0123456789abcdef".to_vec(),
+                "not a casblob",
+            ),
             (good[..20].to_vec(), "ends within"),
             (good[..40].to_vec(), "ends within"),
             (with(8, &[0xff; 8]), "not positive"),

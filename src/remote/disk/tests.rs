@@ -181,7 +181,7 @@ async fn results_of_actions_are_read_and_what_is_none_is_named() {
         let large = File::options().write(true).open(&path).unwrap();
         large.set_len(MAX_MESSAGE as u64 + 1).unwrap();
         let error = cache.action_result(&action, &nobody).await.unwrap_err();
-        assert!(error.to_string().contains("are allowed"), "{error}");
+        assert!(error.to_string().contains("; at most "), "{error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What every service of the cache shares: the content, the settings, and the checks at a call's listener.
+//! What every service of the cache shares: the content, the settings, and the checks at the beginning of a call.
 
 use std::{future::pending, sync::Arc, time::Duration};
 

@@ -307,7 +307,13 @@ async fn results_of_actions_are_read_within_limits() {
     let read = || async { cache.action_result(&action, &nobody()).await };
     assert_eq!(read().await.unwrap().unwrap().exit_code, 7);
     assert!(read().await.unwrap().is_none());
-    assert!(read().await.unwrap_err().to_string().contains("not an action result"));
+    assert!(
+        read()
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("not an action result")
+    );
     assert!(read().await.unwrap_err().to_string().contains("it is empty"));
     assert!(read().await.unwrap_err().to_string().contains("maximum"));
 }
