@@ -20,7 +20,9 @@ use crate::{
     daemon::{notify_ready, notify_stopping},
     digest::Digest,
     exec_path::ExecPath,
-    mount::{Build, Content, Mount, MountError, MountOptions, PATIENCE, Rows, TREE_PATIENCE, TreeBuilder},
+    mount::{
+        Build, Content, Mount, MountError, MountOptions, PATIENCE, Rows, TREE_PATIENCE, TreeBuilder, Unread,
+    },
     printable::printable,
     proto::outhaul::v1 as pb,
     units::{parse_duration, parse_size},
@@ -306,20 +308,20 @@ impl Asked<'_> {
 }
 
 /// What a question comes to, unless it takes too long. It is given up then, and the record is free for others.
-fn ask<T>(patience: Duration, question: impl Future<Output = Result<T, Failure>>) -> Result<T, String> {
+fn ask<T>(patience: Duration, question: impl Future<Output = Result<T, Failure>>) -> Result<T, Unread> {
     let answer = Handle::current().block_on(async { tokio::time::timeout(patience, question).await });
     match answer {
-        Ok(answer) => answer.map_err(|failure| failure.message),
-        Err(_) => Err("the record did not answer in time".to_owned()),
+        Ok(answer) => answer.map_err(|failure| Unread(failure.message)),
+        Err(_) => Err(Unread("the record did not answer in time".to_owned())),
     }
 }
 
 impl Rows for Recorded {
-    fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String> {
+    fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Unread> {
         ask(PATIENCE, self.all_builds(quietly))
     }
 
-    fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, String> {
+    fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, Unread> {
         ask(TREE_PATIENCE, self.fill(build, is_newest, tree))
     }
 }

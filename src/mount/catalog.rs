@@ -15,7 +15,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::tree::{Tree, TreeBuilder};
+use super::{
+    error::Unread,
+    tree::{Tree, TreeBuilder},
+};
 use crate::digest::{Digest, DigestFunction};
 
 /// How long the list of builds counts as new.
@@ -94,15 +97,15 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// tell.
     ///
     /// # Errors
-    /// In words, when the record cannot be read.
-    fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String>;
+    /// When the record cannot be read.
+    fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Unread>;
 
     /// Adds all outputs of a build to a tree: all that is recorded of its output root if it is the newest of it, what it
     /// has named itself otherwise.
     ///
     /// # Errors
-    /// In words, when they cannot be read.
-    fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, String>;
+    /// When they cannot be read.
+    fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, Unread>;
 }
 
 /// A build in the mount.
@@ -112,7 +115,7 @@ pub(super) struct Slot {
     pub(super) build: Build,
     tree: OnceCell<Arc<Tree>>,
     /// Why its tree could not be read, and when.
-    failed: SyncMutex<Option<(Instant, String)>>,
+    failed: SyncMutex<Option<(Instant, Unread)>>,
     /// When somebody looked at it last, in nanoseconds of the catalog's life.
     used: AtomicU64,
     /// Clones of it are with what is open.
@@ -161,7 +164,7 @@ pub(super) struct Catalog {
     rows: Arc<dyn Rows>,
     known: RwLock<Known>,
     /// When the list was read last, and why it could not be, in words.
-    refreshed: Mutex<Option<(Instant, Result<(), String>)>>,
+    refreshed: Mutex<Option<(Instant, Result<(), Unread>)>>,
     /// Places for those who read a build's outputs.
     reading: Semaphore,
     since: Instant,
@@ -186,8 +189,8 @@ impl Catalog {
     /// Reads the list of builds, unless it was read, or could not be read, a moment ago. With `quietly`, only from a daemon.
     ///
     /// # Errors
-    /// In words; what was known before is known still.
-    pub(super) async fn refresh(&self, quietly: bool) -> Result<(), String> {
+    /// When it cannot be read; what was known before is known still.
+    pub(super) async fn refresh(&self, quietly: bool) -> Result<(), Unread> {
         let mut refreshed = self.refreshed.lock().await;
         if let Some((at, end)) = &*refreshed {
             let lasts = if end.is_ok() { FRESH } else { FAILED };
@@ -251,8 +254,8 @@ impl Catalog {
     /// A build's tree, which is read from the record if it is not in memory.
     ///
     /// # Errors
-    /// In words, when it cannot be read.
-    pub(super) async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, String> {
+    /// When it cannot be read.
+    pub(super) async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, Unread> {
         slot.used.store(self.now(), Ordering::Relaxed);
         let read = async {
             let failed = slot.failed.lock().clone();
@@ -278,8 +281,12 @@ impl Catalog {
     }
 
     /// Reads a build's tree from the record.
-    async fn read(&self, slot: &Slot) -> Result<Arc<Tree>, String> {
-        let _place = self.reading.acquire().await.map_err(|error| error.to_string())?;
+    async fn read(&self, slot: &Slot) -> Result<Arc<Tree>, Unread> {
+        let _place = self
+            .reading
+            .acquire()
+            .await
+            .map_err(|error| Unread(error.to_string()))?;
         let build = slot.build.clone();
         let is_newest = {
             let known = self.known.read();
@@ -317,12 +324,12 @@ impl Catalog {
 /// What the record answers, unless it takes too long.
 async fn blocking<T: Send + 'static>(
     patience: Duration,
-    ask: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
+    ask: impl FnOnce() -> Result<T, Unread> + Send + 'static,
+) -> Result<T, Unread> {
     match timeout(patience, tokio::task::spawn_blocking(ask)).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the record did not answer in time".to_owned()),
+        Ok(Err(error)) => Err(Unread(error.to_string())),
+        Err(_) => Err(Unread("the record did not answer in time".to_owned())),
     }
 }
 
@@ -484,10 +491,10 @@ mod tests {
     struct Fake(RwLock<Vec<Build>>, AtomicU64);
 
     impl Rows for Fake {
-        fn builds(&self, _quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String> {
+        fn builds(&self, _quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Unread> {
             self.1.fetch_add(1, Ordering::Relaxed);
             if self.0.read().iter().any(|build| build.id == "broken list") {
-                return Err("the record is broken".to_owned());
+                return Err(Unread("the record is broken".to_owned()));
             }
             let mut lists: HashMap<usize, Vec<Build>> = HashMap::from([(0, Vec::new())]);
             for build in self.0.read().iter() {
@@ -501,10 +508,10 @@ mod tests {
             build: &Build,
             is_newest: bool,
             mut tree: TreeBuilder,
-        ) -> Result<TreeBuilder, String> {
+        ) -> Result<TreeBuilder, Unread> {
             self.1.fetch_add(1, Ordering::Relaxed);
             if build.id == "broken" {
-                return Err("the record is broken".to_owned());
+                return Err(Unread("the record is broken".to_owned()));
             }
             let path = ExecPath::new(&format!("bazel-out/{}-{is_newest}", build.id)).unwrap();
             tree.add(&path, Content::Directory, false);

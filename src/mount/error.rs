@@ -41,6 +41,33 @@ impl ReadError {
     }
 }
 
+/// Why builds or their outputs could not be read from the record, in words. It is told to all who look in the next moment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unread(pub(crate) String);
+
+/// Why a mount stays, or has ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EndError {
+    /// The connection to the kernel failed.
+    #[error("failed to read the kernel's requests")]
+    Connection,
+    /// It can be removed by others only.
+    #[error("something else is mounted over it; unmount both, that one first")]
+    Covered,
+    /// The system does not say which mount it is.
+    #[error("/proc/self/mountinfo does not tell which mount it is; run `umount -l {}`", .0.display())]
+    Unknown(PathBuf),
+    /// The system, or the helper program, refused.
+    #[error("{reason}; run `umount -l {}`", .at.display())]
+    Refused {
+        /// Where it is now.
+        at: PathBuf,
+        /// Its words.
+        reason: String,
+    },
+}
+
 /// Why nothing is mounted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {

@@ -251,7 +251,7 @@ impl Inner {
         let Err(reason) = self.shared.catalog.refresh(false).await else {
             return Ok(());
         };
-        self.shared.report.failed("the list of builds", &reason);
+        self.shared.report.failed("the list of builds", &reason.0);
         if self.shared.catalog.builds().is_empty() {
             Err(Errno::EIO)
         } else {
@@ -345,7 +345,7 @@ impl Inner {
     async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, Errno> {
         let path = path_of(slot);
         self.shared.catalog.tree(slot).await.map_err(|reason| {
-            self.shared.report.failed(&path, &reason);
+            self.shared.report.failed(&path, &reason.0);
             Errno::EIO
         })
     }

@@ -14,7 +14,7 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 
-use super::error::MountError;
+use super::error::{EndError, MountError};
 use crate::materialize::place::mount_point;
 
 /// The type that `/proc/self/mountinfo` gives to our mounts.
@@ -110,7 +110,8 @@ fn remove_dead(directory: &Path) -> Result<(), MountError> {
         // A mount that this process may not remove, such as one of another user namespace, stays without an error.
         Ok(()) if count(&mounts()) < count(&before) => return Ok(()),
         Ok(()) => "it belongs to another namespace".to_owned(),
-        Err(reason) => reason,
+        Err(EndError::Refused { reason, .. }) => reason,
+        Err(error) => error.to_string(),
     };
     Err(MountError::Dead { at, reason: stays })
 }
@@ -209,25 +210,19 @@ impl Ours {
     /// Takes it away, as [`detach`] does, and nothing else that has come to its place in the meantime. Blocks.
     ///
     /// # Errors
-    /// In words, with what to do, when it stays.
-    pub(super) fn detach(&self) -> Result<(), String> {
+    /// When it stays.
+    pub(super) fn detach(&self) -> Result<(), EndError> {
         // Its device may be another one's by now.
         if self.is_closed() {
             return Ok(());
         }
-        let by_hand = |reason: String| format!("{reason}; run `umount -l {}`", self.at.display());
         let Some(device) = &self.device else {
-            let unknown = "/proc/self/mountinfo does not tell which mount it is";
-            return Err(by_hand(unknown.to_owned()));
+            return Err(EndError::Unknown(self.at.clone()));
         };
         match whereabouts(&mounts(), &self.at, device) {
-            Whereabouts::OnTop => detach(&self.at).map_err(by_hand),
-            Whereabouts::Covered => {
-                Err("something else is mounted over it; unmount both, that one first".to_owned())
-            }
-            Whereabouts::Moved(to) => {
-                detach(&to).map_err(|reason| format!("{reason}; run `umount -l {}`", to.display()))
-            }
+            Whereabouts::OnTop => detach(&self.at),
+            Whereabouts::Moved(to) => detach(&to),
+            Whereabouts::Covered => Err(EndError::Covered),
             Whereabouts::Gone => Ok(()),
         }
     }
@@ -260,13 +255,17 @@ fn whereabouts(all: &[Line], at: &Path, device: &str) -> Whereabouts {
 /// Takes a mount away, at once for those who look there from now on. Files that are open fail when this process ends. Blocks.
 ///
 /// # Errors
-/// In words, when it stays.
-fn detach(at: &Path) -> Result<(), String> {
+/// When it stays.
+fn detach(at: &Path) -> Result<(), EndError> {
+    let refused = |reason: String| EndError::Refused {
+        at: at.to_owned(),
+        reason,
+    };
     match unmount(at, UnmountFlags::DETACH) {
         // Nothing is mounted there any more.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
         Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno.to_string()),
+        Err(errno) => return Err(refused(errno.to_string())),
     }
     // Only root may unmount; for others there is a program.
     let mut reasons = Vec::new();
@@ -285,7 +284,7 @@ fn detach(at: &Path) -> Result<(), String> {
             Err(error) => reasons.push(format!("{program}: {error}")),
         }
     }
-    Err(reasons.join("; "))
+    Err(refused(reasons.join("; ")))
 }
 
 /// Why nothing could be mounted, and what to do.

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use self::{catalog::Catalog, filesystem::Mounted, life::Ours, shared::Shared, store::Store};
 pub(crate) use self::{
     catalog::{Build, PATIENCE, Rows, TREE_PATIENCE},
-    error::MountError,
+    error::{EndError, MountError, Unread},
     tree::{Content, TreeBuilder},
 };
 use crate::{
@@ -155,8 +155,8 @@ impl Mount {
     /// Ends when somebody else has unmounted it.
     ///
     /// # Errors
-    /// In words, when the kernel's questions could not be read any more.
-    pub(crate) async fn unmounted(&mut self) -> Result<(), String> {
+    /// When the kernel's questions could not be read any more.
+    pub(crate) async fn unmounted(&mut self) -> Result<(), EndError> {
         let Some(ended) = &mut self.ended else {
             return Ok(());
         };
@@ -165,7 +165,7 @@ impl Mount {
         if self.ours.is_closed() {
             Ok(())
         } else {
-            Err("failed to read the kernel's requests".to_owned())
+            Err(EndError::Connection)
         }
     }
 
@@ -173,8 +173,8 @@ impl Mount {
     /// waited for.
     ///
     /// # Errors
-    /// In words, when the mount stays.
-    pub(crate) async fn end(self, at_once: CancellationToken) -> Result<(), String> {
+    /// When the mount stays.
+    pub(crate) async fn end(self, at_once: CancellationToken) -> Result<(), EndError> {
         let Self { ours, shared, .. } = self;
         if let Some(task) = self.prefetching {
             task.abort();
@@ -188,14 +188,12 @@ impl Mount {
             }
         };
         let _ = at_once.run_until_cancelled(closed).await;
-        match detached {
-            Ok(Ok(detached)) => detached,
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!(
-                "it takes too long; run `umount -l {}`",
-                self.at.display()
-            )),
-        }
+        let reason = match detached {
+            Ok(Ok(detached)) => return detached,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it takes too long".to_owned(),
+        };
+        Err(EndError::Refused { at: self.at, reason })
     }
 }
 

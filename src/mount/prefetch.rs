@@ -13,6 +13,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use super::{
     catalog::Slot,
+    error::Unread,
     shared::Shared,
     shelf::cost,
     tree::{Node, Tree},
@@ -49,7 +50,7 @@ async fn refreshing(shared: &Shared) {
     let mut quietly = false;
     loop {
         if let Err(error) = shared.catalog.refresh(quietly).await {
-            tracing::debug!(error, "failed to read the list of builds");
+            tracing::debug!(%error, "failed to read the list of builds");
         }
         quietly = true;
         sleep(EVERY).await;
@@ -99,7 +100,7 @@ async fn following(shared: &Arc<Shared>) {
             () = sleep(SOON) => continue,
         };
         if let Ok((id, Err(reason))) = done {
-            tracing::debug!(id, reason, "failed to read what a build has");
+            tracing::debug!(id, %reason, "failed to read what a build has");
             known.insert(id, Some(Instant::now()));
         }
     }
@@ -112,7 +113,7 @@ fn share(store: u64, workspaces: usize) -> u64 {
 
 /// Fetches what a build was asked for, into at most so many bytes of the store. What lies in the output tree is not fetched:
 /// it is there when somebody reads it.
-async fn wanted(shared: &Arc<Shared>, slot: &Arc<Slot>, bytes: u64) -> Result<(), String> {
+async fn wanted(shared: &Arc<Shared>, slot: &Arc<Slot>, bytes: u64) -> Result<(), Unread> {
     let tree = shared.catalog.tree(slot).await?;
     fetch(shared, slot, &tree, within(bytes, tree.wanted())).await;
     Ok(())

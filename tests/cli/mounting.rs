@@ -15,6 +15,7 @@ use outhaul_testkit::{
     clean, finish, in_time, peers, until,
 };
 use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     full_disk::SmallDisk,
@@ -37,6 +38,10 @@ impl Mounted {
     /// Mounts a world's builds. `None`, which is told, where FUSE is not to be had.
     async fn start(test: &str, world: &World, args: &[&str]) -> Option<Self> {
         let at = world.dir.path().join("mnt");
+        // `nohup` has them ignored, and so would the mount; what this process handles, its children begin with as usual.
+        for kind in [SignalKind::hangup(), SignalKind::quit()] {
+            let _ = signal(kind).unwrap();
+        }
         let mut command = outhaul();
         command.arg("mount").arg(&at).arg(world.state()).args(args);
         let mut mounted = Self {
