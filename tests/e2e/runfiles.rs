@@ -328,8 +328,9 @@ fn what_a_compact_log_tells_is_known_and_can_be_had(stage: &Stage) {
     assert_eq!(why["event"], "execution_log", "{why:#}");
 
     let to = format!("--output-dir={}", scratch.join("fetched").display());
-    let settings = cache.settings().and(&["log", &log, &to]);
-    outhaul.stateless(scratch.path(), "fetch", &settings).ok();
+    let settings = cache.settings();
+    let line = [&["log"], &settings.and(&[&log, &to])[..]].concat();
+    outhaul.stateless(scratch.path(), "fetch", &line).ok();
     let fetched = Tree::of(&scratch.join("fetched/bazel-out"));
     for (path, entry) in &fetched.0 {
         let reference = made.0.get(path).and_then(Entry::hash);
