@@ -25,7 +25,7 @@
 //!
 //! A build appends the actions that it has executed or found in the cache to the journal, and new strings to the other one.
 //! As long as nothing else has changed, only these actions are decoded, with all strings. All of it is read again when
-//! Bazel has written the files anew, when an action is gone that had outputs, and when one has them at other paths.
+//! Bazel has rewritten the files, when an action is gone that had outputs, and when one has them at other paths.
 //!
 //! * `cursor`, `frame`: numbers and records out of bytes.
 //! * `index`: strings by their numbers, and the paths in them.

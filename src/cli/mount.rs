@@ -125,7 +125,7 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         };
         let mut mount = started?;
         let at = printable(&mount.at().display().to_string()).into_owned();
-        // Whoever does not read it has a mount all the same.
+        // The mount is there even if nobody reads this.
         let _ = writeln!(
             print::err(),
             "outhaul: mounted on {at}; to unmount, send SIGTERM or press Ctrl-C"
@@ -196,7 +196,7 @@ impl Recorded {
         state_dirs.iter().cloned().enumerate().collect()
     }
 
-    /// Whoever can be asked about a state directory; `None` where nothing is recorded, or, with `quietly`, no daemon answers.
+    /// Who can be asked about a state directory; `None` where nothing is recorded, or, with `quietly`, no daemon answers.
     async fn client(
         &self,
         state_dir: usize,

@@ -432,7 +432,7 @@ impl Known {
         let mut trees = loaded(self);
         trees.sort_by_key(|(used, ..)| *used);
         let mut nodes: usize = trees.iter().map(|(_, nodes, _)| nodes).sum();
-        // Whoever has looked at a build just now has not got to the end of it, however large it is.
+        // Somebody who has looked at a build just now has not got to the end of it, however large it is.
         trees.pop();
         for (used, of_it, slot) in trees {
             let is_recent = used >= before && nodes <= most.saturating_mul(2);

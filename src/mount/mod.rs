@@ -169,7 +169,7 @@ impl Mount {
         }
     }
 
-    /// Unmounts, whoever still uses it. What others have mounted there since stays. With `at_once`, nothing but that is
+    /// Unmounts, even if it is still in use. What others have mounted there since stays. With `at_once`, nothing but that is
     /// waited for.
     ///
     /// # Errors

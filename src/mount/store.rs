@@ -352,7 +352,7 @@ impl Store {
         tokio::spawn(async move {
             let fetched = store.fetch(&blob, class).await;
             store.ended(&blob.digest, &fetched);
-            // Whoever has waited holds it; what they do next finds nothing of this here.
+            // Readers who have waited hold it; what they do next finds nothing of this here.
             drop((work, store));
             let _ = sender.send(Some(fetched.map(|_| ()).map_err(|missed| missed.error)));
         });

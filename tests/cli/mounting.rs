@@ -601,7 +601,7 @@ async fn a_daemon_that_hangs_keeps_nobody_for_longer_than_the_timeout() {
     })
     .await;
     server.signal(Signal::STOP);
-    // Whoever looks in the next moment gets what is known, and then nobody waits for long.
+    // A look in the next moment gets what is known, and then nobody waits for long.
     until("a question is late", async || {
         fs::read_dir(mounted.at.join("by-invocation")).is_err()
     })
