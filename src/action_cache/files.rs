@@ -251,12 +251,21 @@ impl Directory<'_> {
             return Ok(None);
         }
         // What makes no sense is said when all of it is read.
-        let Some(files) = self.bytes(names, now, 1)? else {
+        let journal = match &now[1] {
+            Some(state) => self.file(&names.names[1], state)?,
+            None => Some(Vec::new()),
+        };
+        let Some(journal) = journal else {
             return Ok(None);
         };
-        if facts::tells_nothing(&files[1], from, &known.actions) {
+        // In most builds; then nobody needs the strings.
+        if facts::tells_nothing(&journal, from, &known.actions) {
             return Ok(Some(Reading::Unchanged));
         }
+        let Some(mut files) = self.bytes(names, now, 2)? else {
+            return Ok(None);
+        };
+        files[1] = journal;
         if self.look(names)? != *now || self.check_formats(names, &files, 1).is_err() {
             return Ok(None);
         }

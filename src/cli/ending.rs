@@ -69,9 +69,15 @@ impl Signals {
 /// Whether a process with this `/proc/PID/status` ignores a signal.
 #[cfg(feature = "mount")]
 fn is_ignored(status: &str, kind: SignalKind) -> bool {
-    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
-    set.unwrap_or(0) >> (kind.as_raw_value() - 1) & 1 == 1
+    ignored(status) >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+/// The signals that a process ignores, a bit for each, by the text of its `/proc/PID/status`.
+pub(super) fn ignored(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 #[cfg(all(test, feature = "mount"))]

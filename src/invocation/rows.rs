@@ -1,7 +1,7 @@
 //! From what a stream names, and from what became of it, to rows of the record.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
@@ -314,25 +314,25 @@ fn said_before(
     } else {
         Vec::new()
     };
-    let found = outputs.iter().filter(|output| is_found(output));
-    let trees: BTreeSet<&ExecPath> = found.filter_map(|output| output.tree.as_ref()).collect();
-    for tree in trees {
-        // What a stream has named in its place, or what it had in an earlier build.
-        let itself = record.output(root, tree).map(|row| (tree.clone(), row));
-        let files = itself
-            .into_iter()
-            .chain(record.scan_outputs(root, &format!("{tree}/")));
-        let older = files.filter(|(_, row)| row.version <= naming.version);
-        before.extend(older.map(|(path, _)| path));
-    }
-    if facts.extent() == Extent::Grown {
-        // What Bazel said before of a tree that it tells again.
-        let trees: BTreeSet<&ExecPath> = outputs.iter().filter_map(|output| output.tree.as_ref()).collect();
-        for tree in trees {
-            let files = record.scan_outputs(root, &format!("{tree}/"));
-            let of_bazel = files.filter(|(_, row)| is_of_bazel(&row.event));
-            before.extend(of_bazel.map(|(path, _)| path));
+    // Whether each tree that it tells of is found.
+    let mut trees: BTreeMap<&ExecPath, bool> = BTreeMap::new();
+    for output in outputs {
+        if let Some(tree) = &output.tree {
+            *trees.entry(tree).or_default() |= is_found(output);
         }
+    }
+    trees.retain(|_, is_found| *is_found || facts.extent() == Extent::Grown);
+    for (tree, is_found) in trees {
+        // What a stream has named in its place, or what it had in an earlier build.
+        let is_replaced = |row: &OutputRow| is_found && row.version <= naming.version;
+        // What Bazel said before of a tree that it tells again.
+        let is_told_again = |row: &OutputRow| facts.extent() == Extent::Grown && is_of_bazel(&row.event);
+        if record.output(root, tree).is_some_and(|row| is_replaced(&row)) {
+            before.push(tree.clone());
+        }
+        let files = record.scan_outputs(root, &format!("{tree}/"));
+        let older = files.filter(|(_, row)| is_replaced(row) || is_told_again(row));
+        before.extend(older.map(|(path, _)| path));
     }
     before
 }

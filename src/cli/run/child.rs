@@ -17,7 +17,10 @@ use tokio::{
     signal::unix::{self, SignalKind},
 };
 
-use super::super::exit::{self, Failure};
+use super::super::{
+    ending::ignored,
+    exit::{self, Failure},
+};
 
 /// Signals that would end or stop this process without the command, which is left alone then: it hears of them.
 const HEEDED: &[Signal] = &[
@@ -113,14 +116,6 @@ impl Signals {
 /// Stops this process, until it is told to go on.
 fn stop() {
     let _ = kill_process(rustix::process::getpid(), Signal::STOP);
-}
-
-/// The signals that are ignored, a bit for each, by the text of `/proc/self/status`.
-fn ignored(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
-        .unwrap_or(0)
 }
 
 /// Whether a terminal's keys are for our process group.
