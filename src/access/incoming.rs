@@ -216,10 +216,8 @@ impl Incoming {
                     let taking = take(stream, access, self.protocol, peers, place);
                     self.agreeing.push(taking.boxed());
                 }
-                AnyStream::Unix(stream) => match stream.peer_cred() {
-                    Ok(peer) => {
-                        let uid = peer.uid();
-                        let caller = Caller::Process { uid, unix: true };
+                AnyStream::Unix(stream) => match caller_of(&stream) {
+                    Ok(caller) => {
                         let stream = AnyStream::Unix(stream);
                         return Poll::Ready(Connection::new(stream, caller, self.access.rules(), place));
                     }
@@ -304,6 +302,12 @@ async fn agree(
         }
     };
     Ok((stream, caller, rules))
+}
+
+/// Whose process is at the other end of a unix socket.
+fn caller_of(stream: &UnixStream) -> io::Result<Caller> {
+    let uid = stream.peer_cred()?.uid();
+    Ok(Caller::Process { uid, unix: true })
 }
 
 /// Finds out whose process is at the other end, if it is on this machine.

@@ -160,23 +160,14 @@ impl NamedSets {
         while let Some(index) = complete.pop() {
             for waiter in std::mem::take(&mut self.nodes[index.0].waiters) {
                 match waiter {
-                    Waiter::Set(parent) => {
-                        let node = &mut self.nodes[parent.0];
-                        node.open -= 1;
-                        if node.open == 0 {
-                            complete.push(parent);
-                        }
+                    Waiter::Set(parent) if count_down(&mut self.nodes[parent.0].open) => {
+                        complete.push(parent)
                     }
-                    Waiter::Ticket(ticket) => {
-                        let Some(open) = self.parked.get_mut(&ticket) else {
-                            continue;
-                        };
-                        *open -= 1;
-                        if *open == 0 {
-                            self.parked.remove(&ticket);
-                            released.push(ticket);
-                        }
+                    Waiter::Ticket(ticket) if self.parked.get_mut(&ticket).is_some_and(count_down) => {
+                        self.parked.remove(&ticket);
+                        released.push(ticket);
                     }
+                    Waiter::Set(_) | Waiter::Ticket(_) => {}
                 }
             }
         }
@@ -229,13 +220,15 @@ impl NamedSets {
                 continue;
             }
             for waiter in &self.nodes[index.0].waiters {
-                match waiter {
-                    Waiter::Set(parent) => todo.push((*parent, lost)),
-                    Waiter::Ticket(ticket) => {
-                        if let Some(list) = missing.get_mut(ticket) {
-                            note(list, lost);
-                        }
+                let ticket = match waiter {
+                    Waiter::Set(parent) => {
+                        todo.push((*parent, lost));
+                        continue;
                     }
+                    Waiter::Ticket(ticket) => ticket,
+                };
+                if let Some(list) = missing.get_mut(ticket) {
+                    note(list, lost);
                 }
             }
         }
@@ -369,6 +362,12 @@ impl NamedSets {
         self.index.insert(id, index);
         index
     }
+}
+
+/// Counts one less; whether that was the last one.
+const fn count_down(open: &mut usize) -> bool {
+    *open -= 1;
+    *open == 0
 }
 
 /// Adds to a bounded list. Returns whether it was new and there was room.

@@ -121,19 +121,21 @@ impl Delivery {
                         self.patience.learn(&event.event);
                         decoded.push((sequence, event));
                     }
-                    Err(error) => {
-                        Counters::add(&self.counters.undecodable);
-                        self.undecodable += 1;
-                        if self.undecodable <= LOGGED {
-                            tracing::warn!(stream = %self.key, sequence, %error, "skipped an event that cannot \
-                                                                                  be decoded");
-                        }
-                    }
+                    Err(error) => self.skipped(sequence, &error),
                 }
             }
             if !decoded.is_empty() {
                 self.builds.events(&self.key, decoded).await;
             }
+        }
+    }
+
+    /// Counts an event that cannot be decoded, and logs the first of them.
+    fn skipped(&mut self, sequence: i64, error: &dyn std::fmt::Display) {
+        Counters::add(&self.counters.undecodable);
+        self.undecodable += 1;
+        if self.undecodable <= LOGGED {
+            tracing::warn!(stream = %self.key, sequence, %error, "skipped an event that cannot be decoded");
         }
     }
 }

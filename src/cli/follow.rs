@@ -162,16 +162,17 @@ impl<'a> Follower<'a> {
                     continue;
                 }
                 Err(refused) => {
-                    match Client::here(&self.address, &refused.to_string(), self.state, &self.cache).await {
-                        Ok(client) => client,
-                        // A daemon that is starting, or a command that will be done.
-                        Err(failure) if failure.held => {
-                            self.held(&failure.message)?;
-                            tokio::time::sleep(AGAIN).await;
-                            continue;
-                        }
-                        Err(failure) => return Err(failure),
+                    let refused = refused.to_string();
+                    let here = Client::here(&self.address, &refused, self.state, &self.cache).await;
+                    // A daemon that is starting, or a command that will be done.
+                    if let Err(failure) = &here
+                        && failure.held
+                    {
+                        self.held(&failure.message)?;
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
                     }
+                    here?
                 }
             };
             let ended = self.hear(&mut client, &mut choice, hears).await;

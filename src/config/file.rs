@@ -109,13 +109,12 @@ pub(crate) fn file_arguments(
     };
     for (key, value) in &table {
         match value {
-            toml::Value::Table(own) if subcommands.contains(key) => {
-                if key == subcommand {
-                    for (key, value) in own {
-                        add(key, value, true)?;
-                    }
+            toml::Value::Table(own) if key == subcommand => {
+                for (key, value) in own {
+                    add(key, value, true)?;
                 }
             }
+            toml::Value::Table(_) if subcommands.contains(key) => {}
             value => add(key, value, false)?,
         }
     }

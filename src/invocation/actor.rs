@@ -144,10 +144,10 @@ impl Actor {
                     if count == 0 {
                         break;
                     }
+                    if !received.iter().all(Message::is_question) {
+                        quiet_since = Instant::now();
+                    }
                     for message in received.drain(..) {
-                        if !matches!(message, Message::Snapshot(_) | Message::Busy(_)) {
-                            quiet_since = Instant::now();
-                        }
                         self.on_message(message).await;
                     }
                     self.ask().await;

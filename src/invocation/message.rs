@@ -50,6 +50,13 @@ pub(super) enum Message {
     Cancel(oneshot::Sender<()>),
 }
 
+impl Message {
+    /// Whether it only asks about the build.
+    pub(super) const fn is_question(&self) -> bool {
+        matches!(self, Self::Snapshot(_) | Self::Busy(_))
+    }
+}
+
 /// Asks a task something. `None` if it has ended.
 pub(super) async fn ask<T>(
     task: &mpsc::Sender<Message>,

@@ -36,49 +36,48 @@ pub(crate) async fn keep(
     lost_outputs: LostOutputs,
     stop: CancellationToken,
 ) {
-    let keeping = async {
-        let mut schedule = Schedule::new(options);
-        loop {
-            let look = LOOK.min(options.interval / 4);
-            let record = context.record.clone();
-            let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
-            let builds = match builds {
-                Ok(builds) => builds,
-                Err(error) => {
-                    if error.is_panic() {
-                        context.metrics.fault("lease");
-                        tracing::error!(
-                            "looking for builds whose leases to renew panicked; this is a bug in outhaul"
-                        );
-                    }
-                    tokio::time::sleep(LOOK).await;
-                    continue;
-                }
-            };
-            lost_outputs.retain(|root| builds.iter().any(|build| build.root == root));
-            schedule.see(&builds, now_ms(), Instant::now());
-            // One, and then the builds are looked at again: there may be newer ones by then.
-            if let Some(build) = schedule.next_due(&builds, Instant::now()) {
-                let begun = Instant::now();
-                let passed = caught(pass::pass(context.clone(), build.clone(), options.rate)).await;
-                if let Err(reason) = &passed {
+    let keeping = renew_when_due(context, options, lost_outputs);
+    stop.run_until_cancelled(keeping).await;
+}
+
+async fn renew_when_due(context: LeaseContext, options: LeaseOptions, lost_outputs: LostOutputs) {
+    let mut schedule = Schedule::new(options);
+    loop {
+        let look = LOOK.min(options.interval / 4);
+        let record = context.record.clone();
+        let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
+        let builds = match builds {
+            Ok(builds) => builds,
+            Err(error) => {
+                if error.is_panic() {
                     context.metrics.fault("lease");
-                    tracing::warn!(
-                        invocation = build.row.invocation_id,
-                        "failed to renew leases: {reason}"
+                    tracing::error!(
+                        "looking for builds whose leases to renew panicked; this is a bug in outhaul"
                     );
                 }
-                schedule.passed(build, passed.is_ok(), begun, Instant::now());
-                if let Ok(Some(lost)) = passed {
-                    lost_outputs.put(build.root, lost, &context.metrics);
-                }
+                tokio::time::sleep(LOOK).await;
+                continue;
             }
-            tokio::time::sleep_until(schedule.next().min(Instant::now() + look)).await;
+        };
+        lost_outputs.retain(|root| builds.iter().any(|build| build.root == root));
+        schedule.see(&builds, now_ms(), Instant::now());
+        // One, and then the builds are looked at again: there may be newer ones by then.
+        if let Some(build) = schedule.next_due(&builds, Instant::now()) {
+            let begun = Instant::now();
+            let passed = caught(pass::pass(context.clone(), build.clone(), options.rate)).await;
+            if let Err(reason) = &passed {
+                context.metrics.fault("lease");
+                tracing::warn!(
+                    invocation = build.row.invocation_id,
+                    "failed to renew leases: {reason}"
+                );
+            }
+            schedule.passed(build, passed.is_ok(), begun, Instant::now());
+            if let Ok(Some(lost)) = passed {
+                lost_outputs.put(build.root, lost, &context.metrics);
+            }
         }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = keeping => {}
+        tokio::time::sleep_until(schedule.next().min(Instant::now() + look)).await;
     }
 }
 

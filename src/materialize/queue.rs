@@ -83,21 +83,19 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
             (Class::Optional, &mut self.optional),
         ] {
             while let Some(key) = queue.pop_front() {
-                let key = match self.lanes.entry(key) {
-                    Entry::Occupied(lane) if *lane.get() == class => {
-                        if !fits(lane.key()) {
-                            queue.push_front(lane.key().clone());
-                            return None;
-                        }
-                        lane.remove_entry().0
-                    }
+                let lane = match self.lanes.entry(key) {
+                    Entry::Occupied(lane) if *lane.get() == class => lane,
                     // It was taken out, or moved up.
                     _ => continue,
                 };
+                if !fits(lane.key()) {
+                    queue.push_front(lane.key().clone());
+                    return None;
+                }
                 if class == Class::Required {
                     self.required_len -= 1;
                 }
-                return Some(key);
+                return Some(lane.remove_entry().0);
             }
         }
         None

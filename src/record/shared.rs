@@ -192,16 +192,15 @@ impl Shared {
             // The queue before the store: a row leaves the queue only when the store has it.
             let mut for_store = Vec::with_capacity(chunk.len());
             let mut pending = Vec::new();
-            {
-                let state = self.state();
-                for (i, key) in chunk.iter().enumerate() {
-                    match state.queue.get(tree, key) {
-                        Pending::Unchanged => for_store.push(i),
-                        Pending::Removed => {}
-                        Pending::Value(value) => pending.push((i, value)),
-                    }
+            let state = self.state();
+            for (i, key) in chunk.iter().enumerate() {
+                match state.queue.get(tree, key) {
+                    Pending::Unchanged => for_store.push(i),
+                    Pending::Removed => {}
+                    Pending::Value(value) => pending.push((i, value)),
                 }
             }
+            drop(state);
             for (i, value) in pending {
                 found(first + i, &value);
             }
@@ -209,10 +208,9 @@ impl Shared {
                 continue;
             }
             let stored = self.ask(|store| store.get_many(tree, for_store.iter().map(|i| &chunk[*i][..])));
-            for (i, value) in for_store.iter().zip(stored.into_iter().flatten()) {
-                if let Some(value) = value {
-                    found(first + i, &value);
-                }
+            let stored = for_store.iter().zip(stored.into_iter().flatten());
+            for (i, value) in stored.filter_map(|(i, value)| Some((i, value?))) {
+                found(first + i, &value);
             }
         }
     }

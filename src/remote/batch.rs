@@ -214,37 +214,33 @@ impl Reader<'_> {
         let mut parts = vec![group];
         while let Some(part) = parts.pop() {
             let bytes = part.iter().map(|&at| asked.digests[at].size()).sum();
-            match self.read_group(part, asked).await {
+            let (error, mut part) = match self.read_group(part, asked).await {
                 Ok(()) => {
                     halving.taken(bytes);
                     *refusals = Refusals::default();
+                    continue;
                 }
                 Err(Refusal::Unknown) => return Err(()),
-                Err(Refusal::TooMuch(error, mut part)) => {
-                    refused = true;
-                    if let Some(error) = refusals.is_hopeless() {
-                        part.iter()
-                            .for_each(|&at| asked.answers[at] = Some(Err(error.clone())));
-                    } else if part.len() > 1 {
-                        tracing::debug!(%error, blobs = part.len(), "the server refused a batch; retrying with \
-                                                                     half of it");
-                        let second = part.split_off(part.len() / 2);
-                        parts.extend([second, part]);
-                    } else if let [at] = *part {
-                        let digest = &asked.digests[at];
-                        halving.refused_alone(digest.size());
-                        let answer = self.read_alone(digest).await;
-                        // Neither way: it is not for how much was asked.
-                        if answer
-                            .as_ref()
-                            .is_err_and(|e| e.kind == RemoteErrorKind::Rejected)
-                        {
-                            refusals.alone += 1;
-                            refusals.last = Some(error);
-                        }
-                        asked.answers[at] = Some(answer);
-                    }
+                Err(Refusal::TooMuch(error, part)) => (error, part),
+            };
+            refused = true;
+            if let Some(error) = refusals.is_hopeless() {
+                part.iter()
+                    .for_each(|&at| asked.answers[at] = Some(Err(error.clone())));
+            } else if part.len() > 1 {
+                tracing::debug!(%error, blobs = part.len(), "the server refused a batch; retrying with half of it");
+                let second = part.split_off(part.len() / 2);
+                parts.extend([second, part]);
+            } else if let [at] = *part {
+                let digest = &asked.digests[at];
+                halving.refused_alone(digest.size());
+                let answer = self.read_alone(digest).await;
+                // Neither way: it is not for how much was asked.
+                if matches!(&answer, Err(e) if e.kind == RemoteErrorKind::Rejected) {
+                    refusals.alone += 1;
+                    refusals.last = Some(error);
                 }
+                asked.answers[at] = Some(answer);
             }
         }
         if refused {

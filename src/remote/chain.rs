@@ -338,22 +338,20 @@ impl BlobStore for Chain {
                     givers |= bit(number);
                 }
                 member.heard(ticket, read.as_ref().err());
-                match read {
-                    Ok(()) => {
-                        self.memory.gave(digest, givers, number);
-                        return Ok(());
-                    }
-                    Err(error) if error.kind == RemoteErrorKind::Sink => return Err(error),
-                    Err(error) if error.kind == RemoteErrorKind::Protocol => {
-                        self.memory.doubt(digest, bit(number));
-                        if left == 0 {
-                            refusals.0.push((number, error));
-                        }
-                    }
-                    Err(error) => {
-                        refusals.0.push((number, error));
-                        break;
-                    }
+                let Err(error) = read else {
+                    self.memory.gave(digest, givers, number);
+                    return Ok(());
+                };
+                if error.kind == RemoteErrorKind::Sink {
+                    return Err(error);
+                }
+                let is_wrong = error.kind == RemoteErrorKind::Protocol;
+                if is_wrong {
+                    self.memory.doubt(digest, bit(number));
+                }
+                if !is_wrong || left == 0 {
+                    refusals.0.push((number, error));
+                    break;
                 }
             }
         }

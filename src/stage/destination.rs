@@ -110,35 +110,22 @@ impl Reach {
             )));
         }
         let error = |errno: Errno| failed(errno.to_string());
-        let judge = |fd: OwnedFd| match &state {
-            Some((path, own)) => {
-                let here = fs::fstat(&fd).map_err(error)?;
-                if (here.st_dev, here.st_ino) == (own.st_dev, own.st_ino) {
-                    return Err(denied(format!(
-                        "it is inside outhaul's state directory {}",
-                        path.display()
-                    )));
-                }
-                Ok(fd)
-            }
-            None => Ok(fd),
-        };
         let mut fd = fs::open("/", DIRECTORY, Mode::empty()).map_err(error)?;
         for name in real.components().skip(1) {
-            let name: &OsStr = name.as_os_str();
-            let next = match fs::openat(&fd, name, DIRECTORY, Mode::empty()) {
-                Err(Errno::NOENT) if make => {
-                    match fs::mkdirat(&fd, name, Mode::from_raw_mode(0o777)) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(errno) => return Err(error(errno)),
-                    }
-                    fs::openat(&fd, name, DIRECTORY, Mode::empty()).map_err(error)?
-                }
+            fd = match open_below(&fd, name.as_os_str(), make) {
                 Err(Errno::NOENT | Errno::NOTDIR) if !make => return Ok(None),
-                Err(errno) => return Err(error(errno)),
-                Ok(next) => next,
+                next => next.map_err(error)?,
             };
-            fd = judge(next)?;
+            let Some((path, own)) = &state else {
+                continue;
+            };
+            let here = fs::fstat(&fd).map_err(error)?;
+            if (here.st_dev, here.st_ino) == (own.st_dev, own.st_ino) {
+                return Err(denied(format!(
+                    "it is inside outhaul's state directory {}",
+                    path.display()
+                )));
+            }
         }
         Ok(Some(Destination {
             asked: asked.to_owned(),
@@ -183,6 +170,19 @@ impl Destination {
             },
             other => other,
         }
+    }
+}
+
+/// Opens a directory in another one; with `make`, makes it if it is missing.
+fn open_below(fd: &OwnedFd, name: &OsStr, make: bool) -> Result<OwnedFd, Errno> {
+    let open = || fs::openat(fd, name, DIRECTORY, Mode::empty());
+    match open() {
+        Err(Errno::NOENT) if make => {}
+        opened => return opened,
+    }
+    match fs::mkdirat(fd, name, Mode::from_raw_mode(0o777)) {
+        Ok(()) | Err(Errno::EXIST) => open(),
+        Err(errno) => Err(errno),
     }
 }
 

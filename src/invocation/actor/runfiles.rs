@@ -155,39 +155,39 @@ impl Actor {
             let mut odd = Vec::new();
             for (program, target, is_sure, class) in programs {
                 let mut needed = Needed::default();
+                let mut reasons = Vec::new();
                 match root.place.runfiles_manifest(&program) {
                     Ok(Some(manifest)) => needed.take_in(&manifest, &[&exec_root, &here]),
-                    Ok(None) => {
-                        let reason = format!("the manifest of the runfiles of {program} is gone");
-                        odd.push((target, is_sure, class, reason));
-                        continue;
-                    }
-                    Err(error) => {
-                        let reason =
-                            format!("failed to read the manifest of the runfiles of {program}: {error}");
-                        odd.push((target, is_sure, class, reason));
-                        continue;
-                    }
+                    Ok(None) => reasons.push(format!("the manifest of the runfiles of {program} is gone")),
+                    Err(error) => reasons.push(format!(
+                        "failed to read the manifest of the runfiles of {program}: {error}"
+                    )),
                 }
-                for path in needed.odd {
-                    let reason = format!("{path}, a runfile of {program}, is not a valid output path");
-                    odd.push((target.clone(), is_sure, class, reason));
-                }
+                let invalid = needed.odd.iter();
+                reasons.extend(
+                    invalid.map(|path| format!("{path}, a runfile of {program}, is not a valid output path")),
+                );
+                odd.extend(
+                    reasons
+                        .into_iter()
+                        .map(|reason| (target.clone(), is_sure, class, reason)),
+                );
                 let program: Arc<str> = program.into();
                 for path in needed.outputs {
                     if !looked_at.insert(path.clone()) {
                         continue;
                     }
                     let seen = root.place.see(&path);
-                    if seen != Seen::File {
-                        missing.push(Missing {
-                            target: target.clone(),
-                            is_sure,
-                            program: program.clone(),
-                            path,
-                            seen,
-                        });
+                    if seen == Seen::File {
+                        continue;
                     }
+                    missing.push(Missing {
+                        target: target.clone(),
+                        is_sure,
+                        program: program.clone(),
+                        path,
+                        seen,
+                    });
                 }
             }
             Some((missing, odd))

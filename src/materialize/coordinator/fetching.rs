@@ -258,24 +258,24 @@ impl Coordinator {
         let Some(blob) = self.blobs.remove(&(cache, digest.clone())) else {
             return;
         };
-        match answer {
-            Ok(bytes) => {
-                let store = blob.session.store.origin(digest);
-                for id in blob.jobs {
-                    if let Some(job) = self.jobs.get_mut(&id) {
-                        job.source = Source::Batch;
-                        job.store.clone_from(&store);
-                        job.bytes = digest.size();
-                        let content = if job.warms {
-                            PlaceContent::Drop
-                        } else {
-                            PlaceContent::Blob
-                        };
-                        place.push((id, content(digest.clone(), bytes.clone())));
-                    }
-                }
-            }
-            Err(error) => self.on_remote_error(blob.jobs, &error),
+        let bytes = match answer {
+            Ok(bytes) => bytes,
+            Err(error) => return self.on_remote_error(blob.jobs, &error),
+        };
+        let store = blob.session.store.origin(digest);
+        for id in blob.jobs {
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
+            job.source = Source::Batch;
+            job.store.clone_from(&store);
+            job.bytes = digest.size();
+            let content = if job.warms {
+                PlaceContent::Drop
+            } else {
+                PlaceContent::Blob
+            };
+            place.push((id, content(digest.clone(), bytes.clone())));
         }
     }
 

@@ -273,6 +273,20 @@ fn sweep_mounts(root: &OutputRoot) -> usize {
     std::iter::from_fn(next).sum()
 }
 
+/// Removes one process's directory, unless the process still has it locked or it is gone.
+fn sweep_one(base: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
+    let fd = match sys::openat(base, name, READ_DIRECTORY, Mode::empty()) {
+        Ok(fd) => fd,
+        // Not a directory, so none of ours.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+        Err(errno) => return Err(errno),
+    };
+    if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(false);
+    }
+    remove_tree(base, name).map(|()| true)
+}
+
 fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
     let (mut swept, mut failed) = (0, None);
     for parent in parents {
@@ -291,19 +305,8 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
             if name == "." || name == ".." {
                 continue;
             }
-            match sys::openat(&base, name, READ_DIRECTORY, Mode::empty()) {
-                Ok(fd) => {
-                    if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
-                        continue;
-                    }
-                    match remove_tree(&base, name) {
-                        Ok(()) => swept += 1,
-                        Err(errno) => failed = failed.or_else(|| Some(error(errno))),
-                    }
-                }
-                Err(Errno::NOENT) => {}
-                // Not a directory, so none of ours.
-                Err(Errno::NOTDIR | Errno::LOOP) => {}
+            match sweep_one(&base, name) {
+                Ok(is_swept) => swept += usize::from(is_swept),
                 Err(errno) => failed = failed.or_else(|| Some(error(errno))),
             }
         }

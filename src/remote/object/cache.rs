@@ -224,15 +224,14 @@ impl Transfer<'_> {
                 }
                 let (from, skip) = header.place_of(self.at);
                 // An object that was written again in the meantime has its chunks elsewhere.
-                let reading = match bucket.get(self.key, from, etag.as_deref()).await {
-                    Err(error) if error.kind == RemoteErrorKind::Protocol && etag.is_some() => {
-                        return Err(RemoteError {
-                            kind: RemoteErrorKind::Unavailable,
-                            ..error
-                        });
+                let rewritten = |mut error: RemoteError| {
+                    if error.kind == RemoteErrorKind::Protocol && etag.is_some() {
+                        error.kind = RemoteErrorKind::Unavailable;
                     }
-                    reading => reading?,
+                    error
                 };
+                let reading = bucket.get(self.key, from, etag.as_deref()).await;
+                let reading = reading.map_err(rewritten)?;
                 let decoder = Decoder::from_chunk(&header).map_err(|e| self.protocol(e))?;
                 self.take(reading, Unpacker::Casblob(decoder), skip).await
             }

@@ -242,7 +242,7 @@ impl<'a> Finder<'a> {
     /// What lies on disk: a file, or all files of a directory.
     fn local(&mut self, spot: Spot, found: &mut Vec<Runfile>) -> Result<(), StageError> {
         let mut open = vec![spot];
-        while let Some(spot) = open.pop() {
+        while let Some(mut spot) = open.pop() {
             self.request.still_asked()?;
             let lying = match &spot.source {
                 Some(source) => source.read(),
@@ -255,20 +255,20 @@ impl<'a> Finder<'a> {
                 }
                 Ok(Lying::Directory(names)) if names.is_empty() => Ok(OutputContent::Directory),
                 Ok(Lying::Directory(names)) => match inside(&spot, names) {
+                    // A link of a directory to itself ends with the longest path.
+                    Ok(inside) if open.len() + inside.len() + found.len() > RUNFILES => {
+                        return Err(refused(format!("{} has too many files in it", spot.exec_path)));
+                    }
                     Ok(inside) => {
                         open.extend(inside);
-                        // A link of a directory to itself ends with the longest path.
-                        if open.len() + found.len() > RUNFILES {
-                            return Err(refused(format!("{} has too many files in it", spot.exec_path)));
-                        }
                         continue;
                     }
                     Err(error) => Err(error),
                 },
                 Ok(Lying::Outside(path)) => match self.sources.find(&path) {
                     Some((_, source)) => {
-                        let source = Some(source);
-                        open.push(Spot { source, ..spot });
+                        spot.source = Some(source);
+                        open.push(spot);
                         continue;
                     }
                     None => Err(io::Error::other(format!(
