@@ -432,7 +432,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// A marker's file, and the marker, or why it is not one.
-pub(crate) type Found = (PathBuf, Result<Marker, String>);
+pub(crate) type Found = (PathBuf, io::Result<Marker>);
 
 /// Every marker of a directory, oldest first. Blocks.
 ///
@@ -459,10 +459,9 @@ pub(super) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
             continue;
         }
         match read(&path) {
-            Ok(bytes) => found.push((path, parse(&bytes).map_err(|e| e.to_string()))),
             // Taken away by another stage.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => found.push((path, Err(e.to_string()))),
+            read => found.push((path, read.and_then(|bytes| parse(&bytes)))),
         }
     }
     found.sort_by_key(|(path, marker)| (marker.as_ref().map_or(0, |m| m.staged_ms), path.clone()));
@@ -478,13 +477,13 @@ pub(crate) fn fuzz(data: &[u8]) {
     }
 }
 
-fn parse(bytes: &[u8]) -> anyhow::Result<Marker> {
+fn parse(bytes: &[u8]) -> io::Result<Marker> {
     let marker: Marker = serde_json::from_slice(bytes)?;
     if marker.version != VERSION {
-        bail!(
+        return Err(io::Error::other(format!(
             "it has version {}, but this outhaul reads version {VERSION}",
             marker.version
-        );
+        )));
     }
     Ok(marker)
 }

@@ -97,7 +97,7 @@ pub(super) fn add(
         ));
     }
     let mut found = if build.row.root.is_none() && !build.carried.is_empty() {
-        let load = Load::of(build.carried, build.function).map_err(refused)?;
+        let load = Load::of(build.carried, build.function)?;
         for artifact in selection.artifacts.iter_mut().chain(&mut selection.also) {
             let content = std::mem::replace(&mut artifact.content, OutputContent::Directory);
             artifact.content = load.with_bytes(content);

@@ -147,22 +147,21 @@ impl Gather {
             }
         }
         let (listed, staging) = self.look(staging, &mut failed).await?;
-        let (listed, published) = if failed.is_empty() {
-            self.publish(listed, staging, destination, together).await?
-        } else {
+        if !failed.is_empty() {
             // What is with it is not there either; it stays without an end.
             let _ = spawn_blocking(move || drop(staging)).await;
-            (listed, Err(String::new()))
-        };
+            for (order, error) in failed {
+                self.end(order, Err(destination.named(&error)));
+            }
+            return Ok(());
+        }
+        let (listed, published) = self.publish(listed, staging, destination, together).await?;
         let stamps = match published {
             Ok(stamps) => stamps,
             Err(error) => {
-                if failed.is_empty() {
-                    // It is told once: nothing of all these is known to be there.
-                    failed.extend(digests.keys().next().map(|order| (*order, error)));
-                }
-                for (order, error) in failed {
-                    self.end(order, Err(destination.named(&error)));
+                // It is reported once: nothing of all these is known to be there.
+                if let Some(order) = digests.keys().next() {
+                    self.end(*order, Err(destination.named(&error.to_string())));
                 }
                 return Ok(());
             }
@@ -234,7 +233,7 @@ impl Gather {
         staging: Arc<Staging>,
         destination: &Destination,
         together: &Arc<Together>,
-    ) -> Result<(Vec<Listed>, Result<Vec<Option<Stamp>>, String>), StageError> {
+    ) -> Result<(Vec<Listed>, Result<Vec<Option<Stamp>>, StageError>), StageError> {
         let (together, directory) = (Arc::clone(together), destination.path());
         let fd = Arc::clone(&destination.fd);
         let published = spawn_blocking(move || {
@@ -257,14 +256,15 @@ fn put(
     staging: Arc<Staging>,
     directory: &Path,
     fd: &OwnedFd,
-) -> Result<Vec<Option<Stamp>>, String> {
+) -> Result<Vec<Option<Stamp>>, StageError> {
     let is_directory = |one: &&Listed| one.content == OutputContent::Directory;
     let (directories, files): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(is_directory);
     let paths =
         |list: Vec<&Listed>| -> HashSet<String> { list.iter().map(|one| one.path.to_string()).collect() };
-    marker::make_way(directory, &paths(files), &paths(directories)).map_err(|e| e.to_string())?;
-    let staging = Arc::into_inner(staging).ok_or("it is still being unpacked")?;
-    staging.publish_into(fd).map_err(|e| e.to_string())?;
+    marker::make_way(directory, &paths(files), &paths(directories))?;
+    let unpacking = || StageError::Internal("it is still being unpacked".to_owned());
+    let staging = Arc::into_inner(staging).ok_or_else(unpacking)?;
+    staging.publish_into(fd).map_err(CollectionError::from)?;
     Ok(listed.iter().map(|one| stamp(directory, one)).collect())
 }
 

@@ -1,12 +1,15 @@
 //! The runfiles of a build from elsewhere, as they came with it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Display};
 
 use bytes::Bytes;
 
 use super::{
-    super::carried::{Carried, What},
-    Runfile,
+    super::{
+        carried::{Carried, What},
+        error::StageError,
+    },
+    Runfile, refused,
 };
 use crate::{
     digest::{Digest, DigestFunction},
@@ -23,8 +26,8 @@ pub(super) struct Load {
 
 impl Load {
     /// # Errors
-    /// In words, what makes no sense.
-    pub(super) fn of(carried: &[Carried], function: DigestFunction) -> Result<Self, String> {
+    /// When something that is to be a runfile cannot be one.
+    pub(super) fn of(carried: &[Carried], function: DigestFunction) -> Result<Self, StageError> {
         let files = carried.iter().filter_map(|one| match &one.what {
             Some(What::Bytes(bytes)) => Some((Digest::of(function, bytes), bytes.clone())),
             _ => None,
@@ -55,10 +58,11 @@ impl Load {
     }
 }
 
-fn runfile(one: &Carried, files: &HashMap<Digest, Bytes>) -> Result<Runfile, String> {
+fn runfile(one: &Carried, files: &HashMap<Digest, Bytes>) -> Result<Runfile, StageError> {
+    let invalid = |reason: &dyn Display| refused(format!("{}: {reason}", one.name));
     let content = match &one.what {
         Some(What::File(digest)) => {
-            let digest: Digest = digest.parse().map_err(|e| format!("{}: {e}", one.name))?;
+            let digest: Digest = digest.parse().map_err(|e| invalid(&e))?;
             Ok(match files.get(&digest) {
                 Some(bytes) => OutputContent::Inline(bytes.clone()),
                 None => OutputContent::Blob(digest),
@@ -67,11 +71,11 @@ fn runfile(one: &Carried, files: &HashMap<Digest, Bytes>) -> Result<Runfile, Str
         Some(What::Link(target)) => Ok(OutputContent::Symlink(target.clone())),
         Some(What::Directory(_)) => Ok(OutputContent::Directory),
         Some(What::Absent(reason)) => Err(format!("where it was exported: {reason}")),
-        Some(What::Bytes(_)) | None => return Err(format!("{}: it is no runfile", one.name)),
+        Some(What::Bytes(_)) | None => return Err(invalid(&"it is not a runfile")),
     };
     Ok(Runfile {
         name: one.name.clone(),
-        exec_path: ExecPath::new(&one.exec_path).map_err(|e| e.to_string())?,
+        exec_path: ExecPath::new(&one.exec_path).map_err(|e| refused(e.to_string()))?,
         content,
     })
 }
