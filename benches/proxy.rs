@@ -5,7 +5,7 @@
 //! forwards them to an upstream service in this process. Nothing is downloaded and nothing held. The figure is events
 //! per second of the daemon's processor time: what a core can do, no matter what else is busy. It is given for all threads
 //! together, and for tokio's alone, which do all of it except writing the record's store (`outhaul-record`, `sled-io`).
-//! The same stream without an upstream, in turns, tells what of that forwarding is.
+//! The same stream without an upstream, in turns, says what of that forwarding is.
 
 #[allow(dead_code, reason = "shared with programs that use more of it")]
 mod plain;

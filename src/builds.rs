@@ -60,7 +60,7 @@ pub enum StreamEnd {
 pub struct Settlement {
     /// Required outputs that could not be materialised.
     pub failed: u64,
-    /// What to tell the user of them; a few lines at most.
+    /// What to tell the user about them; a few lines at most.
     pub messages: Vec<String>,
     /// Whether a newer build of the same output root took over before this one was done.
     pub superseded: bool,
@@ -77,7 +77,7 @@ pub struct Progress {
     pub open: Option<i64>,
     /// The lowest number of an event some of whose required outputs failed to download.
     pub failed_at: Option<i64>,
-    /// What to tell the user of them; a few lines at most.
+    /// What to tell the user about them; a few lines at most.
     pub messages: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ pub trait Builds: Send + Sync + 'static {
     /// build's task, when nothing is on its way any more.
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>>;
 
-    /// Where files that a stream names are on disk, verified: at their exec path where the event tells one, else
+    /// Where files that a stream names are on disk, verified: at their exec path where the event names one, else
     /// wherever this build has the same bytes. `None` for what is not there.
     fn local_files(
         &self,

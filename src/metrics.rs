@@ -60,7 +60,7 @@ pub struct StoreLabels {
     pub store: String,
 }
 
-/// Stores that are told apart.
+/// Stores that are counted each by its name.
 const STORES: usize = 64;
 
 /// A count that a room keeps itself.
@@ -265,9 +265,9 @@ impl Metrics {
     /// Counts outputs, and their bytes, that came from one of several stores.
     pub fn store(&self, name: &str, outputs: u64, bytes: u64) {
         let mut known = self.stores.lock();
-        let is_told = known.contains(name) || known.len() < STORES && known.insert(name.to_owned());
+        let is_named = known.contains(name) || known.len() < STORES && known.insert(name.to_owned());
         drop(known);
-        let store = if is_told { name } else { "other" }.to_owned();
+        let store = if is_named { name } else { "other" }.to_owned();
         let labels = StoreLabels { store };
         self.store_outputs.get_or_create(&labels).inc_by(outputs);
         self.store_bytes.get_or_create(&labels).inc_by(bytes);

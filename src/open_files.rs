@@ -34,7 +34,7 @@ pub(crate) const GUARDED: OFlags = OFlags::RDONLY
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// Opens a file so, and tells its size in bytes; `None` if it is not a regular file.
+/// Opens a file so, and returns its size in bytes; `None` if it is not a regular file.
 pub(crate) fn open_regular(directory: impl AsFd, path: impl Arg) -> rustix::io::Result<Option<(File, u64)>> {
     let file = openat(directory, path, GUARDED, Mode::empty())?;
     let found = fstat(&file)?;
@@ -67,7 +67,7 @@ pub(crate) fn lowering() -> Option<String> {
 }
 
 /// A program of the user's to be run with the limit that we have inherited. Where that takes a shell in between, a
-/// program that cannot be started is told by the exit codes 126 and 127.
+/// program that cannot be started is reported by the exit codes 126 and 127.
 pub(crate) fn command(program: &OsStr) -> Command {
     match lowering() {
         None => Command::new(program),

@@ -38,7 +38,7 @@ impl OutputContent {
 pub struct Directories(HashSet<Box<str>, foldhash::fast::RandomState>);
 
 impl Directories {
-    /// Takes an output in, unless it contradicts others. `is_file` tells of a path whether an output that was taken in
+    /// Takes an output in, unless it contradicts others. `is_file` says of a path whether an output that was taken in
     /// has it, other than as a directory.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ pub const STAMP_AGE: Duration = Duration::from_millis(25);
 const COARSE_STEPS_NS: [i64; 3] = [2_000_000_000, 1_000_000_000, 100_000_000];
 
 /// How long after a time of a file another change may still have left the same time. Which steps a file system has, its
-/// times tell: all of them are multiples of a step, and on one with fine steps next to none is.
+/// times say: all of them are multiples of a step, and on one with fine steps next to none is.
 const fn step_of(time_ns: i64) -> i64 {
     let [two_seconds, second, tenth] = COARSE_STEPS_NS;
     if time_ns % two_seconds == 0 {

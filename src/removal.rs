@@ -154,7 +154,7 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
     Ok(())
 }
 
-/// For tests: this many nested directories. Only the first is told by its path: the others' would be too long.
+/// For tests: this many nested directories. Only the first is named by its path: the others' would be too long.
 #[cfg(test)]
 pub(crate) fn nest(path: &Path, depth: usize) -> io::Result<()> {
     let (mode, flags) = (Mode::from_raw_mode(0o755), OFlags::PATH | OFlags::NOFOLLOW);

@@ -22,7 +22,7 @@ pub(crate) fn now_ns() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// Whether HTTP's `date` can tell a time: from 1970 to 9999. The HTTP library panics at others.
+/// Whether HTTP's `date` can express a time: from 1970 to 9999. The HTTP library panics at others.
 pub(crate) fn has_date(time: SystemTime) -> bool {
     const YEAR_10000: u64 = 253_402_300_800;
     time.duration_since(UNIX_EPOCH)
@@ -56,7 +56,7 @@ pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
         .ok_or_else(error)
 }
 
-/// Reads `NAME=VALUE`. Gives which of the names that are known it is, each told with whether its value is a size or else a
+/// Reads `NAME=VALUE`. Gives which of the names that are known it is, each given with whether its value is a size or else a
 /// number, and the value.
 ///
 /// # Errors
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_told_as_far_as_the_library_can() {
+    fn dates_are_written_as_far_as_the_library_can() {
         let day = Duration::from_secs(86_400);
         let last = httpdate::parse_http_date("Fri, 31 Dec 9999 23:59:59 GMT").unwrap();
         for (time, told) in [

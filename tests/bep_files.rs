@@ -45,7 +45,7 @@ async fn read(path: &Path) -> (Vec<StreamEvent>, Vec<proto::BuildEvent>) {
 }
 
 #[tokio::test]
-async fn binary_and_json_tell_the_same_events() {
+async fn binary_and_json_say_the_same_events() {
     for stem in recordings() {
         let (binary, _) = read(&stem.with_extension("bin")).await;
         let (json, _) = read(&stem.with_extension("json")).await;
@@ -63,7 +63,7 @@ async fn binary_and_json_tell_the_same_events() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_its_last_message_and_tells_what_a_build_is() {
+async fn a_stream_ends_with_its_last_message_and_says_what_a_build_is() {
     for stem in recordings() {
         let (events, _) = read(&stem.with_extension("bin")).await;
         let name = stem.display();

@@ -1,6 +1,6 @@
 //! A slow link: a TCP proxy that holds back what it carries as distance and bandwidth would.
 //!
-//! Every piece is handed on half a round trip after it came in, and each direction carries no more than so many bits a
+//! Every piece is handed on half a round trip after it came in, and each direction carries no more than a given number of bits a
 //! second over all connections together, as one line does. Order is kept, nothing is lost, and there is no slow start:
 //! it is a link that TCP has already learned to fill. The clock behind it ticks once a millisecond.
 
@@ -36,7 +36,7 @@ pub(crate) struct Delay {
 }
 
 impl Delay {
-    /// Starts a proxy in front of `upstream` on a thread of its own, with so long a round trip and, if given, so many
+    /// Starts a proxy in front of `upstream` on a thread of its own, with a round trip of that length and, if given, that many
     /// bits a second in each direction.
     pub(crate) fn start(
         upstream: SocketAddr,
@@ -110,7 +110,7 @@ impl Link {
         }
     }
 
-    /// Sends so many bytes: when they will have left the sender.
+    /// Sends that many bytes: when they will have left the sender.
     fn send(&self, bytes: usize) -> Instant {
         let now = Instant::now();
         let Some(rate) = self.bits_per_second else {

@@ -40,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "MS")]
     pub(crate) rtt: Vec<u64>,
 
-    /// And so many bits a second: 100m, 1g; with --rtt, each with each
+    /// And that many bits a second: 100m, 1g; with --rtt, each with each
     #[arg(long, value_delimiter = ',', value_name = "BITS", value_parser = bits)]
     pub(crate) bandwidth: Vec<u64>,
 
@@ -139,7 +139,7 @@ impl Options {
         }
     }
 
-    /// So many, or the part of them that was asked for.
+    /// This many, or the part of them that was asked for.
     pub(crate) fn scaled(&self, count: usize) -> usize {
         ((count as f64 * self.scale).round() as usize).max(1)
     }

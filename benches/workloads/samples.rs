@@ -111,7 +111,7 @@ pub(crate) fn compare(samples: &Samples, names: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// The rows that tell of a play.
+/// The rows that a play consists of.
 pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> Result<()> {
     let get = |figure: &str| samples.get(&format!("{name} {figure}"));
     table.figures(&format!("{what}: wall time"), get("wall"), 3, " s")?;

@@ -123,7 +123,7 @@ impl Shape {
 }
 
 impl Tree {
-    /// The same tree with another content in every so many-th file; which, and what, differs from build to build.
+    /// The same tree with another content in every n-th file; which, and what, differs from build to build.
     pub(crate) fn changed(&self, every: usize, build: u64) -> Self {
         let mut tree = self.clone();
         for (index, file) in tree.folders.iter_mut().flat_map(|f| &mut f.files).enumerate() {

@@ -248,7 +248,7 @@ impl Digest {
 }
 
 impl fmt::Display for Digest {
-    /// `HASH/SIZE`, with `blake3/` before it where the length of the hash would not tell the function.
+    /// `HASH/SIZE`, with `blake3/` before it where the length of the hash would not determine the function.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.function.is_named() {
             write!(f, "{}/", self.function)?;

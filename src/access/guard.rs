@@ -27,7 +27,7 @@ pub(crate) enum Refused {
     /// It shows no token, or another one.
     Token,
     /// It is another user's process.
-    Stranger {
+    OtherUser {
         /// User ID of the caller.
         uid: u32,
         /// Whom it could come in for.
@@ -35,7 +35,7 @@ pub(crate) enum Refused {
         /// Whether a token would let it in.
         token: bool,
     },
-    /// It is not told whose process it is.
+    /// It is unknown whose process it is.
     Nobody,
 }
 
@@ -46,7 +46,7 @@ impl std::fmt::Display for Refused {
                 "missing or wrong token: send the token from the token file as authorization: Bearer TOKEN or \
                  as x-outhaul-token: TOKEN",
             ),
-            Self::Stranger { uid, ours, token } => {
+            Self::OtherUser { uid, ours, token } => {
                 write!(
                     f,
                     "this port only accepts processes of user {ours} and of root; the caller is user {uid}"
@@ -68,7 +68,7 @@ impl Refused {
     fn status(&self) -> Status {
         let code = match self {
             Self::Token => Code::Unauthenticated,
-            Self::Stranger { .. } | Self::Nobody => Code::PermissionDenied,
+            Self::OtherUser { .. } | Self::Nobody => Code::PermissionDenied,
         };
         Status::new(code, self.to_string())
     }
@@ -110,7 +110,7 @@ impl Rules {
             Caller::Remote => Ok(()),
             Caller::Process { uid, .. } if uid == ours || uid == 0 => Ok(()),
             Caller::Process { unix: false, .. } | Caller::Unknown if certified || self.other_users => Ok(()),
-            Caller::Process { uid, .. } => Err(Refused::Stranger {
+            Caller::Process { uid, .. } => Err(Refused::OtherUser {
                 uid,
                 ours,
                 token: self.token.is_some(),
@@ -159,7 +159,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // Connections that are not ours (of tests, say) tell nothing, and are as good as remote ones.
+        // Connections that are not ours (of tests, say) know nothing of it, and are as good as remote ones.
         let origin = request.extensions().get::<Origin>().cloned();
         let (caller, rules) = match &origin {
             Some(origin) => (origin.caller, Arc::clone(&origin.rules)),
@@ -167,7 +167,7 @@ where
         };
         let path = request.uri().path().to_owned();
         if let Err(refused) = rules.judge(caller, &path, request.headers_mut()) {
-            self.access.tell(format_args!("refused a call: {refused}"));
+            self.access.warn(format_args!("refused a call: {refused}"));
             return Either::Left(ready(Ok(refused.status().into_http())));
         }
         let call = match &origin {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_door_without_a_token_is_for_our_own_user_and_root() {
+    fn a_listener_without_a_token_is_for_our_own_user_and_root() {
         let rules = Rules::default();
         let ours = rustix::process::geteuid().as_raw();
         for unix in [true, false] {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_wanted_on_tcp_and_lets_strangers_in_everywhere() {
+    fn a_token_is_required_on_tcp_and_lets_other_users_in_everywhere() {
         let rules = Rules {
             token: Some(Token::new(SECRET).unwrap()),
             ..Rules::default()

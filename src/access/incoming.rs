@@ -47,7 +47,7 @@ pub(crate) enum Caller {
     },
     /// A process of this machine that came over the loopback interface, and nobody says whose.
     Unknown,
-    /// Somebody over the network, or one who is treated so because it cannot be told here who it is.
+    /// Somebody over the network, or one who is treated so because it cannot be found out here who it is.
     Remote,
 }
 
@@ -164,7 +164,7 @@ impl Incoming {
             tokio::task::spawn_blocking(open_files::spare);
         }
         self.access
-            .tell(format_args!("failed to accept a connection: {error}"));
+            .warn(format_args!("failed to accept a connection: {error}"));
         self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
     }
 
@@ -199,7 +199,7 @@ impl Incoming {
                 }
                 // Better than to let it wait for an answer.
                 Poll::Ready(None) => {
-                    self.access.tell(
+                    self.access.warn(
                         "refused a connection: the limit of connections to this port is reached, and all of \
                          them have calls in progress",
                     );
@@ -221,7 +221,7 @@ impl Incoming {
                         let stream = AnyStream::Unix(stream);
                         return Poll::Ready(Connection::new(stream, caller, self.access.rules(), place));
                     }
-                    Err(error) => self.access.tell(format_args!(
+                    Err(error) => self.access.warn(format_args!(
                         "refused a connection: failed to determine its user: {error}"
                     )),
                 },
@@ -256,7 +256,7 @@ async fn take(
     let agreed = tokio::select! {
         agreed = agreeing => agreed,
         () = leave.cancelled() => {
-            access.tell("closed a connection during its handshake to make room for another: the limit of \
+            access.warn("closed a connection during its handshake to make room for another: the limit of \
                        connections to this port is reached");
             return None;
         }
@@ -264,11 +264,11 @@ async fn take(
     match agreed {
         Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, place)),
         Ok(Err(error)) => {
-            access.tell(format_args!("refused a connection: {error}"));
+            access.warn(format_args!("refused a connection: {error}"));
             None
         }
         Err(_) => {
-            access.tell("refused a connection: its handshake did not finish within 10 s");
+            access.warn("refused a connection: its handshake did not finish within 10 s");
             None
         }
     }
@@ -290,7 +290,7 @@ async fn agree(
         Protocol::Http1 => Caller::Remote,
     };
     // Before a word is said: who asks whether there is an event service for them shall not take this for a yes, and who
-    // could not be told gets another try by connecting again.
+    // could not be found out gets another try by connecting again.
     rules
         .receive(caller)
         .map_err(|refused| io::Error::new(io::ErrorKind::PermissionDenied, refused.to_string()))?;
@@ -319,7 +319,7 @@ async fn caller(stream: &TcpStream, peers: &Peers) -> io::Result<Caller> {
     Ok(match peers.owner(local, remote).await {
         Ok(Owner::User(uid)) => Caller::Process { uid, unix: false },
         Ok(Owner::Unknown) => Caller::Unknown,
-        Ok(Owner::Untold(why)) => {
+        Ok(Owner::Undetermined(why)) => {
             // A connection that its client has reset is in no table either, and may still hold what it has sent.
             stream.peer_addr()?;
             // No build shall suffer where the system has no such tables.

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{tls::ServerTls, token::Token};
 
 /// Who is turned away is worth a line of the log so often: who knocks all day shall not fill it.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// What a listener asks of callers.
 #[derive(Clone, Default)]
@@ -30,8 +30,8 @@ pub struct ListenerRules(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     rules: RwLock<Arc<Rules>>,
-    /// When it was last told that somebody was turned away.
-    told: Mutex<Option<Instant>>,
+    /// When it was last logged that somebody was refused.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl ListenerRules {
@@ -53,10 +53,10 @@ impl ListenerRules {
     }
 
     /// Logs why somebody was turned away, unless that was just done.
-    pub(super) fn tell(&self, why: impl std::fmt::Display) {
-        let mut told = self.0.told.lock();
-        if told.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
-            *told = Some(Instant::now());
+    pub(super) fn warn(&self, why: impl std::fmt::Display) {
+        let mut warned = self.0.warned.lock();
+        if warned.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
             tracing::warn!("{why}");
         } else {
             tracing::debug!("{why}");

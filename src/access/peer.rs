@@ -1,6 +1,6 @@
 //! Whose process is at the other end of a connection over the loopback interface.
 //!
-//! Any user of the machine can connect to a loopback port, and what is told there makes us write files with our user's
+//! Any user of the machine can connect to a loopback port, and what is sent there makes us write files with our user's
 //! rights. The peer's end of the connection is a socket of this machine as well, and the kernel knows whose. It is asked
 //! for that socket ([`super::sock_diag`]), or, where a sandbox or an old kernel does not have that, for all
 //! ([`super::tables`]).
@@ -31,10 +31,10 @@ pub(super) enum Owner {
     /// Nobody's process has it open.
     Unknown,
     /// It cannot say: it cannot be asked, or knows other sockets than ours only. Why, in words.
-    Untold(String),
+    Undetermined(String),
 }
 
-/// Tells whose connections are. One question is asked at a time, on one thread, however many wait. Cheap to clone.
+/// Says whose connections are. One question is asked at a time, on one thread, however many wait. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Peers(Arc<Mutex<Sources>>);
 
@@ -86,7 +86,7 @@ impl Peers {
                         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
                     ) =>
                 {
-                    return Ok(Owner::Untold(error.to_string()));
+                    return Ok(Owner::Undetermined(error.to_string()));
                 }
                 // Such as no room for another open file, which comes and goes and must not let anyone in.
                 Err(error) => failure = Some(error),
@@ -110,7 +110,7 @@ impl Sources {
         let (own, other) = (tables.find(local, peer), tables.find(peer, local));
         self.tables = Some(tables);
         if own.is_some() && matches!(self.kernel, Kernel::Open(_)) {
-            // It knows nothing of a connection that is there: the module that could tell is missing. Each question would
+            // It knows nothing of a connection that is there: the module that knows is missing. Each question would
             // have the system look for it once more.
             self.kernel = Kernel::Closed;
         }
@@ -175,9 +175,9 @@ fn ask(kernel: &mut SockDiag, local: SocketAddr, peer: SocketAddr) -> io::Result
     })
 }
 
-/// A socket keeps the network namespace that it was made in; the kernel tells of those in ours.
+/// A socket keeps the network namespace that it was made in; the kernel reports those in ours.
 fn elsewhere() -> Owner {
-    Owner::Untold("the socket is not in the tables".to_owned())
+    Owner::Undetermined("the socket is not in the tables".to_owned())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -229,12 +229,12 @@ mod tests {
         let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         for peers in both() {
             let told = peers.owner(local, peer).await.unwrap();
-            assert!(matches!(told, Owner::Untold(_)), "{told:?}");
+            assert!(matches!(told, Owner::Undetermined(_)), "{told:?}");
         }
     }
 
     #[tokio::test]
-    async fn many_who_come_and_go_are_told_of_with_few_readings_and_none_where_the_kernel_answers() {
+    async fn many_who_come_and_go_are_found_with_few_readings_and_none_where_the_kernel_answers() {
         let [kernel, tables] = both();
         // Neither every kernel nor every sandbox can be asked.
         let mut can_ask = false;

@@ -60,7 +60,7 @@ struct Present {
     idle: BTreeMap<(Standing, u64), u64>,
     /// How many were asked to leave and have not left yet.
     leaving: usize,
-    /// Whom to tell when one has.
+    /// Whom to notify when one has.
     comer: Option<Waker>,
 }
 
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_door_has_a_part_of_the_files_that_may_be_open() {
+    fn a_listener_has_a_part_of_the_files_that_may_be_open() {
         assert_eq!(places(1, 3), FEWEST);
         assert_eq!(places(usize::MAX, 100), FEWEST);
         assert_eq!(places(1, 20), 20);

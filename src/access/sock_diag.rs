@@ -43,7 +43,7 @@ pub(super) enum Found {
     },
     /// One that takes connections at the first of its addresses, for no socket has this one.
     Listener,
-    /// None; or the kernel lacks the module that could tell.
+    /// None; or the kernel lacks the module that could say.
     Nothing,
 }
 
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_are_found_by_both_addresses_and_listeners_told_from_them() {
+    fn sockets_are_found_by_both_addresses_and_listeners_distinguished_from_them() {
         // Neither every kernel nor every sandbox has it.
         let Ok(mut kernel) = SockDiag::open() else { return };
         let uid = rustix::process::geteuid().as_raw();

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_is_told_of_the_right_file_and_without_its_content() {
+    fn what_is_wrong_is_reported_for_the_right_file_and_without_its_content() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = dir.path().join(name);

@@ -87,7 +87,7 @@ impl Token {
         by_authorization || by_own
     }
 
-    /// How long the token is may be told by the time; what it is may not.
+    /// How long the token is may show in the time taken; what it is may not.
     fn is(&self, text: &[u8]) -> bool {
         text.ct_eq(self.0.as_bytes()).into()
     }

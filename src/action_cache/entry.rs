@@ -1,4 +1,4 @@
-//! What one action's record tells of its outputs.
+//! What one action's record says of its outputs.
 
 use super::cursor::{Cursor, Fault};
 

@@ -100,7 +100,7 @@ impl Facts {
             .filter(move |output| output.tree.as_ref().is_some_and(|tree| tree.as_str() == path))
     }
 
-    /// Whether actions tell different things of this path, and nothing says which is newer.
+    /// Whether actions say different things of this path, and nothing says which is newer.
     pub(crate) fn is_ambiguous(&self, path: &ExecPath) -> bool {
         self.ambiguous.binary_search(path).is_ok()
     }
@@ -121,12 +121,12 @@ impl Facts {
             let at = frame::HEADER;
             return Err((0, Fault { at, what }));
         }
-        let (told, actions) = entries.read(&index, function)?;
-        Ok((Self::of(told), actions))
+        let (candidates, actions) = entries.read(&index, function)?;
+        Ok((Self::of(candidates), actions))
     }
 
     /// Decodes what the journal of actions has from a place on, which `known` were read before. `None` if only all of the
-    /// actions tell what there is: one is gone that had outputs, or has them elsewhere, or two tell of one. The same for the
+    /// actions say what there is: one is gone that had outputs, or has them elsewhere, or two name one. The same for the
     /// actions.
     pub(super) fn decode_grown(
         files: &Files<'_>,
@@ -139,7 +139,7 @@ impl Facts {
         let removed = entries.take_in(1, files.journal, from)?;
         entries.take_validation(&index)?;
         let keys: Vec<i32> = entries.0.keys().copied().collect();
-        let (told, actions) = entries.read(&index, function)?;
+        let (candidates, actions) = entries.read(&index, function)?;
         let paths = |actions: &Actions, key: i32| {
             let at = actions.binary_search_by_key(&key, |(key, _)| *key);
             at.ok().map(|at| actions[at].1)
@@ -156,21 +156,21 @@ impl Facts {
         all.sort_unstable();
         let facts = Self {
             extent: Extent::Grown,
-            ..Self::of(told)
+            ..Self::of(candidates)
         };
         Ok(facts.ambiguous.is_empty().then_some((facts, all)))
     }
 
     /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
-    fn of(mut told: Vec<Candidate>) -> Self {
-        told.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
+    fn of(mut candidates: Vec<Candidate>) -> Self {
+        candidates.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
         let mut facts = Self::default();
-        for same in told.chunk_by(|a, b| a.output.path == b.output.path) {
+        for same in candidates.chunk_by(|a, b| a.output.path == b.output.path) {
             let Some(best) = same.iter().max_by(|a, b| a.compare(b)) else {
                 continue;
             };
             let contradicts =
-                |told: &Candidate| told.compare(best) == Ordering::Equal && told.output != best.output;
+                |one: &Candidate| one.compare(best) == Ordering::Equal && one.output != best.output;
             if same.iter().any(contradicts) {
                 facts.ambiguous.push(best.output.path.clone());
             } else {
@@ -250,7 +250,7 @@ impl<'a> Entries<'a> {
         Ok(true)
     }
 
-    /// What the records tell, and of which actions.
+    /// What the records say, and of which actions.
     fn read(
         self,
         index: &Index<'a>,
@@ -260,7 +260,7 @@ impl<'a> Entries<'a> {
             index,
             function,
             key: 0,
-            told: Vec::new(),
+            candidates: Vec::new(),
             actions: Vec::new(),
             place: None,
         };
@@ -271,11 +271,11 @@ impl<'a> Entries<'a> {
             entry::read(value, at, &mut gathering).map_err(|fault| (number, fault))?;
         }
         gathering.actions.sort_unstable();
-        Ok((gathering.told, gathering.actions))
+        Ok((gathering.candidates, gathering.actions))
     }
 }
 
-/// What one action's record tells of an output.
+/// What one action's record says of an output.
 struct Candidate {
     output: Output,
     /// The action's own name is this path: it is its first output.
@@ -301,7 +301,7 @@ struct Gathering<'a, 'i> {
     function: DigestFunction,
     /// The action whose record is read.
     key: i32,
-    told: Vec<Candidate>,
+    candidates: Vec<Candidate>,
     actions: Actions,
     /// Where that action's last output is.
     place: Option<(i32, bool)>,
@@ -318,7 +318,7 @@ impl<'a> Gathering<'a, '_> {
             self.actions.push((self.key, 0));
             self.place = None;
         }
-        // Which files a tree has is told again with each of its entries.
+        // Which files a tree has is said again with each of its entries.
         if let Some((_, paths)) = self.actions.last_mut()
             && self.place.replace(place) != Some(place)
         {
@@ -360,7 +360,7 @@ impl<'a> Gathering<'a, '_> {
             _ => return Err(NO_OUTPUT),
         };
         self.note((first, tree.is_some()));
-        self.told.push(Candidate {
+        self.candidates.push(Candidate {
             output: Output {
                 path,
                 digest,
@@ -391,8 +391,8 @@ impl<'a> Heed<'a> for Gathering<'a, '_> {
     }
 }
 
-/// Whether a journal has, from a place on, only actions that had no outputs to tell of, and still have none.
-pub(super) fn tells_nothing(journal: &[u8], from: usize, with_outputs: &Actions) -> bool {
+/// Whether a journal has, from a place on, only actions that had no outputs to report, and still have none.
+pub(super) fn has_no_outputs(journal: &[u8], from: usize, with_outputs: &Actions) -> bool {
     struct Nothing;
     impl<'a> Heed<'a> for Nothing {
         fn file(&mut self, _: i32, _: Metadata<'a>) -> Result<(), &'static str> {

@@ -59,7 +59,7 @@ struct Inode {
 pub(crate) enum Reading {
     /// There is no action cache.
     Absent,
-    /// It tells the same as before of every output.
+    /// It says the same as before of every output.
     Unchanged,
     /// It has these facts: all, or those that it has in addition to what was known.
     Read(Facts, State),
@@ -134,7 +134,7 @@ struct Directory<'a> {
     path: PathBuf,
 }
 
-/// Names of the actions, their journal, the strings, and theirs; and the format that the names tell.
+/// Names of the actions, their journal, the strings, and theirs; and the format that the names say.
 struct Names {
     names: [String; 4],
     format: Option<i64>,
@@ -168,7 +168,7 @@ impl Names {
     }
 }
 
-/// The format that the name of a file of actions, or of their journal, tells; the inner `None` for one without number.
+/// The format that the name of a file of actions, or of their journal, says; the inner `None` for one without number.
 fn format_of(name: &str) -> Option<(bool, Option<i64>)> {
     let (is_actions, rest) = match name.strip_prefix("action_cache") {
         Some(rest) => (true, rest),
@@ -230,8 +230,8 @@ impl Directory<'_> {
     }
 
     /// What there is in addition to what was read before, if nothing has changed but that journals have grown; `None` if more
-    /// has, or only all files tell. Every build writes one action again, that of the workspace's status, which has nothing to
-    /// tell.
+    /// has, or only all files say. Every build writes one action again, that of the workspace's status, which has nothing to
+    /// say.
     fn grown(
         &self,
         names: &Names,
@@ -259,7 +259,7 @@ impl Directory<'_> {
             return Ok(None);
         };
         // In most builds; then nobody needs the strings.
-        if facts::tells_nothing(&journal, from, &known.actions) {
+        if facts::has_no_outputs(&journal, from, &known.actions) {
             return Ok(Some(Reading::Unchanged));
         }
         let Some(mut files) = self.bytes(names, now, 2)? else {
@@ -370,7 +370,7 @@ impl Directory<'_> {
             }
             let format = frame::format(file).map_err(|fault| self.damaged(names, (number, fault)))?;
             let is_known = if number < 2 {
-                FORMATS.contains(&format) && names.format.is_none_or(|told| told == format)
+                FORMATS.contains(&format) && names.format.is_none_or(|named| named == format)
             } else {
                 format == index::FORMAT
             };

@@ -24,7 +24,7 @@ pub(crate) fn action_cache(data: &[u8]) {
         index: next(),
         index_journal: next(),
     };
-    let _ = facts::tells_nothing(files.journal, files.actions.len(), &Vec::new());
+    let _ = facts::has_no_outputs(files.journal, files.actions.len(), &Vec::new());
     let _ = Facts::decode_grown(&files, files.actions.len(), &Vec::new(), DigestFunction::Sha256);
     let Ok((facts, _)) = Facts::decode(&files, DigestFunction::Sha256) else {
         return;

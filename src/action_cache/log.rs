@@ -1,7 +1,7 @@
 //! Bazel's compact execution log (`--execution_log_compact_file`, Bazel 7.1 and later): what the actions of one build have
 //! made, with digests. A stream of zstd with an entry after its length each; entries refer to earlier ones by number.
 //!
-//! Actions that Bazel had no need to run are not in it, so it tells a part.
+//! Actions that Bazel had no need to run are not in it, so it has only a part.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,7 +34,7 @@ const FILES: usize = 4_000_000;
 /// The largest window of zstd, as a power of two: that of its highest levels.
 const WINDOW: u32 = 27;
 
-/// What a log tells.
+/// What a log says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Log {
     /// The build; empty in logs of old versions.
@@ -129,7 +129,7 @@ pub(super) fn decode(input: impl BufRead) -> Result<Log, Fault> {
         log: Log::default(),
         items: HashMap::new(),
         files: 0,
-        told: HashMap::new(),
+        outputs: HashMap::new(),
         links: Vec::new(),
     };
     loop {
@@ -221,7 +221,7 @@ struct Reading {
     /// How many files those have.
     files: usize,
     /// What actions have made, by path; of a tree, its files.
-    told: HashMap<String, Vec<Output>>,
+    outputs: HashMap<String, Vec<Output>>,
     /// Links, and where they lead.
     links: Vec<(ExecPath, ExecPath)>,
 }
@@ -272,7 +272,7 @@ impl Reading {
             Item::File(_) | Item::Other => 1,
         };
         if self.files > FILES {
-            return Err("it tells of too many files");
+            return Err("it names too many files");
         }
         if entry.id != 0 && self.items.insert(entry.id, item).is_some() {
             return Err("two entries have one number");
@@ -292,12 +292,12 @@ impl Reading {
             // An action that ran again has made what it made last.
             match item {
                 Item::File(file) => {
-                    self.told
+                    self.outputs
                         .insert(file.path.as_str().to_owned(), vec![file.clone()]);
                 }
                 Item::Tree(files) => {
                     if let Some(tree) = files.first().and_then(|file| file.tree.as_ref()) {
-                        self.told.insert(tree.as_str().to_owned(), files.clone());
+                        self.outputs.insert(tree.as_str().to_owned(), files.clone());
                     }
                 }
                 Item::Other => {}
@@ -331,7 +331,7 @@ impl Reading {
 
     fn end(mut self) -> Log {
         for (from, to) in std::mem::take(&mut self.links) {
-            let target = match self.told.get(to.as_str()).map(Vec::as_slice) {
+            let target = match self.outputs.get(to.as_str()).map(Vec::as_slice) {
                 Some([file]) if file.tree.is_none() => file.clone(),
                 _ => continue,
             };
@@ -340,10 +340,10 @@ impl Reading {
                 link_to: Some(target.link_to.clone().unwrap_or(target.path)),
                 ..target
             };
-            self.told.insert(from.as_str().to_owned(), vec![link]);
+            self.outputs.insert(from.as_str().to_owned(), vec![link]);
         }
         let mut seen = HashSet::new();
-        let mut outputs: Vec<Output> = self.told.into_values().flatten().collect();
+        let mut outputs: Vec<Output> = self.outputs.into_values().flatten().collect();
         outputs.retain(|output| seen.insert(output.path.clone()));
         self.log.facts = Facts::of_log(outputs);
         self.log
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_trees_and_links_of_the_actions_that_ran_are_told() {
+    fn outputs_trees_and_links_of_the_actions_that_ran_are_reported() {
         let log = decode(&*written(&entries())).unwrap();
         assert_eq!(log.invocation_id, "inv");
         let outputs = log.facts.outputs().iter();

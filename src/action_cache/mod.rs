@@ -29,10 +29,10 @@
 //!
 //! * `cursor`, `frame`: numbers and records out of bytes.
 //! * `index`: strings by their numbers, and the paths in them.
-//! * `entry`: what one action's record tells of its outputs.
+//! * `entry`: what one action's record says of its outputs.
 //! * `facts`: one fact for each path.
 //! * `files`: the directory, and reading it while somebody may write.
-//! * `log`: the compact execution log, which tells the same of the actions of one build.
+//! * `log`: the compact execution log, which says the same of the actions of one build.
 
 mod cursor;
 mod entry;

@@ -42,7 +42,7 @@ fn decode(written: &Written) -> Result<Facts, String> {
 }
 
 #[test]
-fn outputs_trees_and_links_are_told_and_the_journal_counts_more() {
+fn outputs_trees_and_links_are_reported_and_the_journal_counts_more() {
     let mut written = Written::new(16);
     written.put(
         &action(
@@ -325,7 +325,7 @@ fn a_journal_that_grows_by_what_has_no_outputs_changes_nothing() {
 
 /// An action that is executed again, and a new one: only they are told, with a string that is new.
 #[test]
-fn what_a_journal_has_more_is_told_alone() {
+fn what_a_journal_has_more_is_reported_alone() {
     let mut written = some(16);
     let base = directory(&[
         ("action_cache_v16.blaze", &written.actions),
@@ -383,7 +383,7 @@ fn some(format: i64) -> Written {
 }
 
 #[test]
-fn only_known_formats_are_read_and_the_number_is_told() {
+fn only_known_formats_are_read_and_the_number_is_reported() {
     assert!(matches!(
         read(tempfile::tempdir().unwrap().path(), SHA256, None),
         Ok(Reading::Absent)

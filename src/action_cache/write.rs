@@ -28,7 +28,7 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// What a fact tells.
+    /// What a fact says.
     pub(crate) fn of(output: &Output) -> Self {
         Self {
             hash: output.digest.hash().to_vec(),

@@ -70,7 +70,7 @@ impl Default for Listable {
 }
 
 impl Listable {
-    /// So many.
+    /// This many.
     pub(crate) fn new(most: u64) -> Self {
         Self {
             left: Arc::new(AtomicU64::new(most)),

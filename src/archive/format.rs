@@ -12,7 +12,7 @@ const ENDINGS: &[(&str, Format)] = &[
     (".zip", Format::Zip),
 ];
 
-/// An archive's format. It is told by the file's name, never by its bytes.
+/// An archive's format. It follows from the file's name, never by its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// Not compressed.

@@ -84,7 +84,7 @@ pub(super) struct Index {
     names: BTreeMap<u32, String>,
     /// Archives of which only a part was unpacked so far.
     unfinished: BTreeSet<u32>,
-    /// What is told of the paths, if that is asked for: content, archive and inode number.
+    /// What is known of the paths, if that is asked for: content, archive and inode number.
     listed: BTreeMap<String, (OutputContent, u32, u64)>,
     /// Other archives that have a listed path as well, with the same content.
     also: BTreeSet<(String, u32)>,

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Reads one `build_event_stream.BuildEvent` message of a build whose digest function may be known, as by its
-/// `--digest_function`. It is what tells BLAKE3 from SHA-256 when a file has no `bytestream://` URI; a function that a URI
+/// `--digest_function`. It is what distinguishes BLAKE3 from SHA-256 when a file has no `bytestream://` URI; a function that a URI
 /// names goes first.
 ///
 /// # Errors
@@ -101,7 +101,7 @@ impl Decoder {
     }
 }
 
-/// Turns a message into the event it tells of.
+/// Turns a message into the event it reports.
 pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> StreamEvent {
     Reader {
         default_function,
@@ -157,7 +157,7 @@ impl Reader {
         }
     }
 
-    /// `None` for what tells nothing about outputs, and for a payload without the id it needs.
+    /// `None` for what says nothing about outputs, and for a payload without the id it needs.
     fn event(self, id: Option<Id>, payload: Payload) -> Option<Event> {
         Some(match (payload, id) {
             (Payload::Started(started), _) => Event::Started(Started {
@@ -351,7 +351,7 @@ impl Reader {
             .and_then(|size| digest_of_field(hash, size, self.default_function));
         let digest = match (digest, named.map(|uri| uri.digest)) {
             (Some(field), None) => Some(field),
-            // The same blob; the URI knows the function better. Protobuf cannot tell a length of 0 from none.
+            // The same blob; the URI knows the function better. Protobuf cannot distinguish a length of 0 from none.
             (Some(field), Some(uri))
                 if field.hash() == uri.hash() && (field.size() == uri.size() || length == 0) =>
             {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 
-/// One event of a build. Events that tell nothing about outputs are [`Event::Other`].
+/// One event of a build. Events that say nothing about outputs are [`Event::Other`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The build began.
@@ -236,7 +236,7 @@ impl File {
     }
 }
 
-/// What an event tells of a file's content.
+/// What an event says of a file's content.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// A blob, by digest: from the event's own field, or else from its `bytestream://` URI.

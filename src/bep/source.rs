@@ -1,7 +1,7 @@
 //! Events from a file: binary or JSON, complete or still being written, regular or a FIFO.
 //!
 //! `--build_event_binary_file` is a sequence of (varint length, `BuildEvent`), `--build_event_json_file` has one
-//! JSON object a line; which one it is, the first two bytes tell. Nothing seeks. A damaged event costs that event
+//! JSON object a line; which one it is, the first two bytes say. Nothing seeks. A damaged event costs that event
 //! where its end is known; where it is not, reading ends with an error that names the byte.
 //!
 //! Two files of one run hold the same events, but not always in the same order: Bazel's threads hand them to each
@@ -188,7 +188,7 @@ impl EventFile {
         }
     }
 
-    /// Tells the format by the first bytes; `false` if there are too few of them yet.
+    /// Recognizes the format by the first bytes; `false` if there are too few of them yet.
     fn detect(&mut self) -> Result<bool, BepError> {
         if self.buffer.starts_with(BOM) {
             self.buffer.advance(BOM.len());

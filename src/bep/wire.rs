@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_all_types_are_told_apart() {
+    fn fields_of_all_types_are_distinguished() {
         // 1: varint 150, 2: "hi", 3: fixed32, 4: fixed64.
         let message = b"\x08\x96\x01\x12\x02hi\x1d\x01\x02\x03\x04\x21\x01\x02\x03\x04\x05\x06\x07\x08";
         let fields: Vec<_> = Fields::of(message).map(Result::unwrap).collect();

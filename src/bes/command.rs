@@ -1,4 +1,4 @@
-//! What connections tell a stream's task.
+//! What connections send to a stream's task.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     journal::received::Received, proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
 };
 
-/// What connections tell a stream. A connection attaches, sends its events, and goes.
+/// What connections send to a stream. A connection attaches, sends its events, and goes.
 pub(super) enum Command {
     Attach(Connection),
     Event(Incoming),

@@ -117,7 +117,7 @@ fn readable(headers: &mut HeaderMap) {
 
 fn framed(message: Bytes) -> Body {
     let mut prefix = [0; PREFIX];
-    // No longer than a length can tell: it came with one, or was limited when it was decompressed.
+    // No longer than a length can say: it came with one, or was limited when it was decompressed.
     prefix[1..].copy_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
     let frames = [Bytes::copy_from_slice(&prefix), message];
     let frames = frames.into_iter().filter(|frame| !frame.is_empty());

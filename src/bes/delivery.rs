@@ -37,7 +37,7 @@ pub(super) enum Work {
     /// No more events. The answer comes once the engine knows.
     Ended {
         end: StreamEnd,
-        told: oneshot::Sender<()>,
+        done: oneshot::Sender<()>,
     },
 }
 
@@ -98,9 +98,9 @@ impl Delivery {
                 }
             }
             Work::Lost => self.builds.lost(&self.key).await,
-            Work::Ended { end, told } => {
+            Work::Ended { end, done } => {
                 self.builds.ended(&self.key, end).await;
-                let _ = told.send(());
+                let _ = done.send(());
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Patience(Arc<AtomicU64>);
 
 impl Patience {
-    /// Looks whether an event tells it.
+    /// Looks whether an event says it.
     pub(super) fn learn(&self, event: &Event) {
         if let Event::CommandLine(line) = event
             && let Some(timeout) = bes_timeout(line)

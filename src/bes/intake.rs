@@ -357,8 +357,8 @@ impl Intake {
         if let Some(upstream) = &self.upstream {
             upstream.pass(Outgoing::Ended(end.clone()));
         }
-        let (told, heard) = oneshot::channel();
-        self.pass(Work::Ended { end, told });
+        let (done, heard) = oneshot::channel();
+        self.pass(Work::Ended { end, done });
         heard
     }
 

@@ -191,7 +191,7 @@ impl Reader {
     }
 }
 
-/// Checks a stream's first message, and tells which stream it is.
+/// Checks a stream's first message, and says which stream it is.
 fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
     let event = read(message)?;
     let id = event

@@ -73,7 +73,7 @@ pub(super) async fn of_build(
             what: Some(what),
         });
     }
-    packing.tell(limit)?;
+    packing.print_left_out(limit)?;
     Ok(packing.carried)
 }
 
@@ -114,7 +114,7 @@ impl Packing {
         )))
     }
 
-    fn tell(&self, limit: u64) -> Result<(), Failure> {
+    fn print_left_out(&self, limit: u64) -> Result<(), Failure> {
         if self.left_out.is_empty() {
             return Ok(());
         }

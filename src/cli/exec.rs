@@ -14,7 +14,7 @@ use super::{
     exit::Failure,
     get::{self, Show, is_target},
     import, runfiles, runtime,
-    stage::{WhichArgs, failure, tell_failures, text},
+    stage::{WhichArgs, failure, print_failures, text},
     view,
 };
 use crate::{
@@ -130,7 +130,7 @@ async fn copy(
         ..pb::StageRequest::default()
     };
     let staged = client.stage(request).await.map_err(|s| failure(&s))?;
-    tell_failures(&staged)?;
+    print_failures(&staged)?;
     if !staged.staged {
         let message = format!("{written}: not all of it could be copied; it was not run");
         return Err(Failure::failed(message));

@@ -44,7 +44,7 @@ mod archive;
 /// How long an interrupted command waits for what its threads are doing, so that they can remove what they have begun. What
 /// is left of longer work is swept by the next one.
 const LEAVING: Duration = Duration::from_secs(20);
-/// How long a cache that failed may take to tell why.
+/// How long a cache that failed may take to say why.
 const EXPLANATION: Duration = Duration::from_secs(5);
 
 /// What to fetch.
@@ -297,7 +297,7 @@ async fn tree(args: TreeArgs, is_action: bool) -> Result<u8, Failure> {
     Ok(ended.code())
 }
 
-/// The outputs that an execution log tells of.
+/// The outputs that an execution log reports.
 async fn log(args: LogArgs) -> Result<u8, Failure> {
     let file = args.file.clone();
     let read = tokio::task::spawn_blocking(move || read_log(&file)).await;
@@ -370,7 +370,7 @@ async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     })
 }
 
-/// An error of the cache's; where asking the cache again tells what is wrong with the settings, that.
+/// An error of the cache's; where asking the cache again says what is wrong with the settings, that.
 async fn in_plain_words(cache: &dyn ActionStore, error: RemoteError) -> Failure {
     if error.is_not_found() {
         return Failure::not_found(error);
@@ -386,7 +386,7 @@ fn written(text: &str) -> Result<WrittenDigest, Failure> {
     text.parse().map_err(|e| Failure::usage(format!("{text}: {e}")))
 }
 
-/// The digest that is meant. Of a hash alone, the store tells the size.
+/// The digest that is meant. Of a hash alone, the store knows the size.
 async fn digest(
     written: &WrittenDigest,
     args: &CacheArgs,

@@ -59,7 +59,7 @@ impl ChoiceArgs {
                 .ok()
                 .and_then(|directory| paths::workspace_around(&directory)),
         };
-        // Bazel tells the real path. A workspace of another machine is not here to be looked at.
+        // Bazel names the real path. A workspace of another machine is not here to be looked at.
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let workspace = workspace.map(|path| real(&path).display().to_string());
         Ok(pb::InvocationChoice {

@@ -450,7 +450,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_told_from_paths() {
+    fn targets_are_distinguished_from_paths() {
         for (text, target) in [
             ("//pkg:x", true),
             ("-//pkg/...", true),

@@ -25,7 +25,7 @@ pub(super) fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Lines { ansi })
-        // Standard error may be a pipe whose reader has gone: without this, its failure is told by a panic.
+        // Standard error may be a pipe whose reader has gone: without this, its failure is a panic.
         .log_internal_errors(false)
         .with_ansi(ansi)
         .with_target(false);

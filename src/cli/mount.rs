@@ -108,7 +108,7 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         cache: args.cache,
         alone: tokio::sync::Mutex::default(),
     };
-    // A wrong address is told before anything is mounted.
+    // A wrong address is reported before anything is mounted.
     rows.control.address(rows.cache.tls.files())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn only_exec_roots_of_bazel_tell_an_output_base() {
+    fn only_exec_roots_of_bazel_have_an_output_base() {
         for path in ["", "/", "/x", "/home/user/ws", "execroot", "execroot/x/y"] {
             assert_eq!(output_base(Path::new(path)), None, "{path}");
         }

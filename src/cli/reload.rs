@@ -60,7 +60,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// As they are now, as far as that can be told.
+    /// As they are now, as far as that is known.
     pub(super) fn at_start() -> Self {
         let args = naming_the_file(std::env::args_os().collect());
         let values = parse(&args).map(|(values, _)| values).unwrap_or_default();
@@ -159,7 +159,7 @@ impl Reload {
                 id.replace('_', "-")
             );
         }
-        // What waits for a restart is told of each time.
+        // What waits for a restart is reported each time.
         self.settings
             .values
             .extend(values.into_iter().filter(|(id, _)| at_once.contains(id)));

@@ -163,7 +163,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     )?
     .with_linger(checked.linger);
     services.service = services.service.with_archives(checked.archives);
-    // Before the daemon starts: what it takes up from the journal is told of as well.
+    // Before the daemon starts: what it takes up from the journal is reported as well.
     let notifier = (!checked.notify.is_empty())
         .then(|| Notifier::start(checked.notify, services.engine.subscribe(), &services.metrics))
         .transpose()
@@ -375,7 +375,7 @@ fn announce(daemon: &Daemon, access: &ListenerAccess) {
     }
 }
 
-/// Whom the listeners are for, as far as it is told by flags of their own.
+/// Whom the listeners are for, as far as flags of their own say it.
 pub(super) struct Guards {
     pub(super) bes: Rules,
     pub(super) admin: Rules,

@@ -28,8 +28,8 @@ use crate::{
     units::show_size,
 };
 
-/// How many failures are told.
-const TOLD: usize = 10;
+/// How many failures are shown.
+const SHOWN: usize = 10;
 /// How long another process may keep the record.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked whether it is free.
@@ -263,7 +263,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
 /// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, after it.
 async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Result<Client, Failure> {
     let begun = Instant::now();
-    let mut told = false;
+    let mut is_announced = false;
     loop {
         let control = ControlArgs::default();
         let opened = if args.from.from.is_empty() {
@@ -274,9 +274,9 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
         };
         match opened {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
-                if !told && begun.elapsed() > Duration::from_secs(1) {
+                if !is_announced && begun.elapsed() > Duration::from_secs(1) {
                     writeln!(print::err(), "outhaul: waiting: {}", failure.message)?;
-                    told = true;
+                    is_announced = true;
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -318,7 +318,7 @@ async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest)
     if let Some(answered) = rest {
         // Nobody else would go on with what is optional.
         let response = answered.finish().await;
-        tell_failures(&response)?;
+        print_failures(&response)?;
     }
     Ok(code)
 }
@@ -345,7 +345,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     if args.dry_run {
         return Ok(exit::OK);
     }
-    tell_failures(response)?;
+    print_failures(response)?;
     let count = |outcome| response.outputs.iter().filter(|o| o.outcome() == outcome).count();
     let pending = match response.pending {
         0 => String::new(),
@@ -368,10 +368,10 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     Ok(if response.staged { exit::OK } else { exit::FAILED })
 }
 
-pub(super) fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
+pub(super) fn print_failures(response: &pb::StageResponse) -> Result<(), Failure> {
     let mut err = print::err();
     let failed: Vec<&pb::StagedOutput> = response.outputs.iter().filter(|o| !o.error.is_empty()).collect();
-    for output in failed.iter().take(TOLD) {
+    for output in failed.iter().take(SHOWN) {
         writeln!(
             err,
             "outhaul: {} ({}): {}",
@@ -380,8 +380,8 @@ pub(super) fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure>
             printable(&output.error)
         )?;
     }
-    if failed.len() > TOLD {
-        writeln!(err, "outhaul: and {} more", failed.len() - TOLD)?;
+    if failed.len() > SHOWN {
+        writeln!(err, "outhaul: and {} more", failed.len() - SHOWN)?;
     }
     Ok(())
 }

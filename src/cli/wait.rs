@@ -74,7 +74,7 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
         if args.json {
             object(&result_json(&answer, code))?;
         } else {
-            tell(args, &answer)?;
+            print_for_people(args, &answer)?;
         }
         Ok(code)
     })
@@ -261,7 +261,7 @@ pub(super) fn code(answer: &pb::WaitResponse) -> u8 {
 }
 
 /// Says what failed, and which patterns no target matched.
-pub(super) fn tell_problems(answer: &pb::WaitResponse) -> std::io::Result<()> {
+pub(super) fn print_problems(answer: &pb::WaitResponse) -> std::io::Result<()> {
     let mut err = print::err();
     for failure in &answer.failures {
         writeln!(err, "outhaul: {}", printable(failure))?;
@@ -277,8 +277,8 @@ pub(super) fn tell_problems(answer: &pb::WaitResponse) -> std::io::Result<()> {
 }
 
 /// The result for people.
-fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
-    tell_problems(answer)?;
+fn print_for_people(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
+    print_problems(answer)?;
     let Some(invocation) = &answer.invocation else {
         writeln!(print::err(), "outhaul: timed out: no matching build has started")?;
         return Ok(());

@@ -10,7 +10,7 @@ use super::{
     exit::Failure,
     follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
     runtime, view,
-    wait::{code, object, tell_problems},
+    wait::{code, object, print_problems},
 };
 use crate::{
     control::wait::Judge,
@@ -56,12 +56,12 @@ pub(super) fn main(args: &WatchArgs) -> Result<u8, Failure> {
             let mut watching = Watching::new(args)?;
             let mut answer = follower.follow(choice, &mut watching).await?;
             if !args.follow {
-                tell_problems(&answer)?;
+                print_problems(&answer)?;
                 return Ok(code(&answer));
             }
             // A later build may well have such a target.
             answer.not_found.clear();
-            tell_problems(&answer)?;
+            print_problems(&answer)?;
             choice = pb::InvocationChoice {
                 workspace,
                 next: true,

@@ -193,7 +193,7 @@ pub(crate) async fn extract(
                 Err(error) => (Err(error), None),
             };
             own.extend(staging.map(|staging| (extraction.target(one), one.class, staging)));
-            // What was unpacked in part cannot be told from the rest.
+            // What was unpacked in part cannot be distinguished from the rest.
             let spoils = |error: &CollectionError| {
                 one.class == Class::Required
                     || (extraction.is_shared(one) && matches!(error, CollectionError::Archive(_)))

@@ -145,7 +145,7 @@ impl HttpFiles {
         let request = request
             .body(Full::new(Bytes::new()))
             .map_err(|e| error(RemoteErrorKind::Config, e.to_string()))?;
-        // The client's errors do not tell URLs.
+        // The client's errors do not name URLs.
         let response = self.client.request(request).await;
         response.map_err(|e| error(RemoteErrorKind::Unavailable, with_causes(&e)))
     }
@@ -264,7 +264,7 @@ enum Refused {
     Status,
     /// A range that was not asked for, or none where there must be one.
     Range,
-    /// The end of the body cannot be told from a broken connection.
+    /// The end of the body cannot be distinguished from a broken connection.
     Endless,
 }
 

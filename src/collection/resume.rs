@@ -116,7 +116,7 @@ impl Reading<'_> {
         }
         if self.offset > 0 && self.version.is_none() {
             let message = format!(
-                "the connection broke after {} bytes, and the server gives nothing (ETag, Last-Modified) that tells \
+                "the connection broke after {} bytes, and the server gives nothing (ETag, Last-Modified) that shows \
                  whether the file is still the same",
                 self.offset
             );

@@ -160,7 +160,7 @@ impl Write for SavedFile {
 impl Drop for SavedFile {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // What cannot be removed now is told by its name.
+            // What cannot be removed now is known by its name.
             let _ = fs::unlinkat(&self.directory, temporary, AtFlags::empty());
         }
     }

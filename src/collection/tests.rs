@@ -164,7 +164,7 @@ async fn a_server_without_ranges_is_read_again_from_the_beginning() {
     let cut = answer("200 OK", &["Content-Length: 10", date], "01234");
     let whole = answer("200 OK", &["Content-Length: 10", date], TEXT);
     assert_eq!(read(&[&cut, &whole]).await.0.unwrap(), TEXT);
-    // Without anything to tell versions apart, it may be another file.
+    // Without anything to distinguish versions, it may be another file.
     let cut = answer("200 OK", &["Content-Length: 10"], "01234");
     let whole = answer("200 OK", &["Content-Length: 10"], TEXT);
     let (error, heads) = read(&[&cut, &whole]).await;

@@ -16,7 +16,7 @@ const REMOTE_CACHE: &str = "--remote-cache";
 /// Puts the configuration file's settings before a subcommand's own arguments. Without `--config` (or
 /// `OUTHAUL_CONFIG`) the file is `outhaul/config.toml` below the XDG configuration directory, and need not exist. Keys
 /// at the top level count for every subcommand that has such a flag; a table named after a subcommand counts for it
-/// alone. `known` tells whether the subcommand has a flag, and whether it takes a value.
+/// alone. `known` says whether the subcommand has a flag, and whether it takes a value.
 ///
 /// # Errors
 /// Naming the file and the key: the file is missing or not TOML, or a key is not a flag.
@@ -122,7 +122,7 @@ pub(crate) fn file_arguments(
 }
 
 /// Arguments that name the default configuration file, if they name none and there is one at present: anyone who reads
-/// it again with them is told when it is gone, which is something else than no settings.
+/// it again with them gets an error when it is gone, which is something else than no settings.
 pub(crate) fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
     if named(&args).is_none()
         && let Some(path) = default_file().filter(|path| path.exists())

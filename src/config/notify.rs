@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_anything_unless_asked_for() {
+    fn nobody_is_notified_unless_asked_for() {
         let nobody = options(&[]).unwrap();
         assert!(nobody.is_empty());
         let some = options(&[
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_flag_and_tell_no_secret() {
+    fn errors_name_the_flag_and_show_no_secret() {
         for (args, flag) in [
             (&["--notify-url=ftp://user:hush@h/"][..], "--notify-url"),
             (&["--notify-url=hush"], "--notify-url"),

@@ -23,7 +23,7 @@ impl StateArgs {
     /// The state directory.
     ///
     /// # Errors
-    /// When neither the flag nor the environment tells one.
+    /// When neither the flag nor the environment names one.
     pub(crate) fn directory(&self) -> Result<PathBuf, ConfigError> {
         if let Some(path) = &self.state_dir {
             return std::path::absolute(path)

@@ -40,7 +40,7 @@ pub(crate) struct UpstreamArgs {
 }
 
 impl UpstreamArgs {
-    /// The upstream service, if one is named. It may share the cache's TLS files, of which that is told.
+    /// The upstream service, if one is named. It may share the cache's TLS files.
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.

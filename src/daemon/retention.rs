@@ -1,5 +1,5 @@
 //! Forgetting: journals and invocations that are old or too many, and output roots that are gone. Outputs of a root
-//! that is there stay known, for they tell what is on disk. Planned first, so that it can be shown, then executed.
+//! that is there stay known, for they say what is on disk. Planned first, so that it can be shown, then executed.
 
 use std::{collections::HashSet, os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
 

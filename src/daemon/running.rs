@@ -62,7 +62,7 @@ pub struct DaemonOptions {
     pub control: Option<BesListener>,
     /// Where the admin port is served.
     pub admin: Option<AdminListener>,
-    /// What is kept of old builds; everything, if not told.
+    /// What is kept of old builds; everything, if it is not set.
     pub retention: Option<Retention>,
     /// Whether and how outputs that were not downloaded are kept in the cache.
     pub leases: Option<LeaseOptions>,

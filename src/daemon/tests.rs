@@ -257,7 +257,7 @@ async fn a_completion_is_settled_when_everything_up_to_it_is_there_and_not_befor
 }
 
 #[tokio::test]
-async fn a_build_that_is_told_to_be_settled_is_on_record() {
+async fn a_build_that_is_reported_to_be_settled_is_on_record() {
     let mut f = Fixture::new(false).await;
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
@@ -277,7 +277,7 @@ async fn a_build_that_is_told_to_be_settled_is_on_record() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_with_its_number_and_to_every_target_that_shares_it() {
+async fn a_failure_is_reported_with_its_number_and_to_every_target_that_shares_it() {
     let mut f = Fixture::new(false).await;
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("lost", &absent("never uploaded"))], &[])
@@ -594,7 +594,7 @@ async fn a_target_with_files_that_were_never_named_has_failed() {
 }
 
 #[tokio::test]
-async fn what_bazel_leaves_out_where_it_downloads_itself_is_told_and_fails_nothing() {
+async fn what_bazel_leaves_out_where_it_downloads_itself_is_reported_and_fails_nothing() {
     let asks_for_more = Policy {
         rules: vec!["required path=.*".parse().unwrap()],
         ..Policy::default()

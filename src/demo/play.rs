@@ -238,7 +238,7 @@ async fn stream(
                 ..Default::default()
             };
             if sender.send(request).await.is_err() {
-                // The call is over; its own result tells why.
+                // The call is over; its own result says why.
                 break;
             }
             sent = number;

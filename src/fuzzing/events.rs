@@ -89,7 +89,7 @@ pub fn event_file(data: &[u8]) {
                     assert!(raw.offset >= end, "events overlap");
                     end = raw.offset + raw.bytes.len() as u64;
                     assert!(end <= data.len() as u64);
-                    // Behind a length prefix or at once.
+                    // After a length prefix or at once.
                     let at = usize::try_from(raw.offset).unwrap_or(usize::MAX);
                     let near = data.get(at..).unwrap_or_default();
                     assert!((0..=5).any(|head| near.get(head..).is_some_and(|b| b.starts_with(&raw.bytes))));

@@ -165,7 +165,7 @@ impl Actor {
             }
             self.write_rows(false).await;
             self.look_after_others().await;
-            self.tell_progress();
+            self.announce_progress();
             self.settle().await;
             self.answer();
             self.leave_root().await;
@@ -340,7 +340,7 @@ impl Actor {
                     class: completion.class,
                     outcome: completion.outcome.clone(),
                 }));
-                self.followers.listeners.tell(None, &change);
+                self.followers.listeners.notify(None, &change);
             }
             if is_rechecked && completion.outcome.is_on_disk() {
                 self.recheck.placed.push(Placed {
@@ -457,7 +457,7 @@ impl Actor {
             let _ = waiter.send(());
         }
         self.shared.report(report.clone());
-        self.tell(None, &Change::Settled(Box::new(report)));
+        self.notify(None, &Change::Settled(Box::new(report)));
         self.followers.listeners.dismiss();
         if self.is_unloadable() && (!self.shared.holds_sets || self.followers.progress.receiver_count() == 0)
         {

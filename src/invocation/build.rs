@@ -1,4 +1,4 @@
-//! One build as its events tell it: what they name, and what of that is wanted.
+//! One build as its events describe it: what they name, and what of that is wanted.
 //!
 //! [`Build`] is plain data: events go in, [`Effect`]s come out, in order. It waits with outputs until it knows the
 //! command and the exec root, with a completed target until every set that it refers to has come, and with a test's
@@ -64,7 +64,7 @@ pub struct Build {
     selector: Selector,
     facts: Facts,
     ready: bool,
-    authority_told: bool,
+    has_authority: bool,
     sets: NamedSets,
     visited: BTreeMap<ProfileId, Visited>,
     trees: Trees,
@@ -99,7 +99,7 @@ impl Build {
             selector: Selector::new(policy),
             facts: Facts::default(),
             ready: false,
-            authority_told: false,
+            has_authority: false,
             sets: NamedSets::default(),
             visited: BTreeMap::new(),
             trees: Trees::default(),
@@ -371,10 +371,10 @@ impl Build {
         effects
     }
 
-    /// Tells, once, where the stream says that blobs are.
+    /// Reports, once, where the stream says that blobs are.
     fn note_authority(&mut self, set: &NamedSet, effects: &mut Vec<Effect>) {
-        if let Some(authority) = set.authority.as_deref().filter(|_| !self.authority_told) {
-            self.authority_told = true;
+        if let Some(authority) = set.authority.as_deref().filter(|_| !self.has_authority) {
+            self.has_authority = true;
             effects.push(Effect::Authority(authority.to_owned()));
         }
     }
@@ -494,7 +494,7 @@ impl Build {
                 }
             }
         }
-        namer.tell(&target, effects);
+        namer.finish(&target, effects);
         self.roots.insert(target.clone(), refers_to.into());
         let is_tested = test_rule && target.aspect.is_empty() && self.facts.command.tests();
         let end = TargetEnd::Completed {
@@ -557,7 +557,7 @@ impl Build {
             aspect: String::new(),
             configuration,
         });
-        namer.tell(&target, effects);
+        namer.finish(&target, effects);
         effects.push(Effect::Tested(target, sequence));
     }
 
@@ -589,7 +589,7 @@ impl Build {
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         let event = "build_tool_logs".into();
         namer.name_at(&COMBINED_REPORT.into(), file, profile, &"".into(), &event);
-        namer.tell(&Arc::default(), effects);
+        namer.finish(&Arc::default(), effects);
     }
 
     fn unreferenced(&mut self, effects: &mut Vec<Effect>) {

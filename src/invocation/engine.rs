@@ -214,7 +214,7 @@ impl Engine {
         Some(task)
     }
 
-    fn tell(&self, stream: &StreamKey, create: bool, message: Message) -> BoxFuture<'_, ()> {
+    fn send(&self, stream: &StreamKey, create: bool, message: Message) -> BoxFuture<'_, ()> {
         let stream = stream.clone();
         async move {
             if let Some(task) = self.task(&stream, create) {
@@ -233,19 +233,19 @@ fn is_of(row: &InvocationRow, stream: &StreamKey) -> bool {
 
 impl Builds for Engine {
     fn events(&self, stream: &StreamKey, events: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()> {
-        self.tell(stream, true, Message::Events(events))
+        self.send(stream, true, Message::Events(events))
     }
 
     fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()> {
-        self.tell(stream, true, Message::Limited(reason))
+        self.send(stream, true, Message::Limited(reason))
     }
 
     fn lost(&self, stream: &StreamKey) -> BoxFuture<'_, ()> {
-        self.tell(stream, false, Message::Lost)
+        self.send(stream, false, Message::Lost)
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
-        self.tell(stream, false, Message::Ended(end))
+        self.send(stream, false, Message::Ended(end))
     }
 
     fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement> {

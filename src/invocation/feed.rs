@@ -127,8 +127,8 @@ impl Listeners {
         self.number
     }
 
-    /// Tells everybody.
-    pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
+    /// Notifies everybody.
+    pub(super) fn notify(&mut self, target: Option<usize>, change: &Change) {
         self.number += 1;
         let Some(changes) = &self.changes else { return };
         let numbered = Numbered {
@@ -161,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn listeners_share_one_copy_and_one_that_falls_behind_is_told_so() {
+    fn listeners_share_one_copy_and_one_that_falls_behind_hears_so() {
         let mut listeners = Listeners::default();
         let mut slow = listeners.add();
         let mut quick: Vec<_> = (0..100).map(|_| listeners.add()).collect();
         let first = change(0);
-        listeners.tell(None, &first);
+        listeners.notify(None, &first);
         let Change::Target(row) = &first else { panic!() };
         // Here, and once for all of them.
         assert_eq!(Arc::strong_count(row), 2);
@@ -174,16 +174,16 @@ mod tests {
             for quick in &mut quick {
                 assert_eq!(quick.try_recv().unwrap().number, n as u64);
             }
-            listeners.tell(Some(n), &change(n));
+            listeners.notify(Some(n), &change(n));
         }
         assert_eq!(Arc::strong_count(row), 1, "nobody is waited for");
         assert_eq!(slow.try_recv().unwrap_err(), TryRecvError::Lagged(1));
         drop((slow, quick));
-        listeners.tell(None, &first);
+        listeners.notify(None, &first);
         assert!(listeners.is_empty() && Arc::strong_count(row) == 1);
         assert_eq!(listeners.number(), BACKLOG as u64 + 2);
         let mut late = listeners.add();
-        listeners.tell(None, &first);
+        listeners.notify(None, &first);
         listeners.dismiss();
         assert!(late.try_recv().is_ok());
         assert_eq!(late.try_recv().unwrap_err(), TryRecvError::Closed);

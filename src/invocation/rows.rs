@@ -19,7 +19,7 @@ use crate::{
     units::{now_ms, now_ns},
 };
 
-/// In the place of the event that has named an output: Bazel's action cache tells of it.
+/// In the place of the event that has named an output: Bazel's action cache reports it.
 pub(crate) const ACTION_CACHE: &str = "action_cache";
 /// The same: the execution log that the build tool was told to write.
 pub(crate) const EXECUTION_LOG: &str = "execution_log";
@@ -39,7 +39,7 @@ pub(crate) fn is_unasked(row: &OutputRow) -> bool {
     is_of_bazel(&row.event) && row.class == Class::Known && row.label.is_empty()
 }
 
-/// Whether no event tells of an output, but a file of the build tool's.
+/// Whether no event names an output, but a file of the build tool's does.
 pub(crate) fn is_of_bazel(event: &str) -> bool {
     matches!(event, ACTION_CACHE | EXECUTION_LOG)
 }
@@ -78,7 +78,7 @@ fn digested(content: &OutputContent) -> Option<OutputContent> {
 /// as they are, are not written again. Blocks on the record.
 pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec<Want> {
     // A newer invocation of the root has begun: what it has recorded is its own, and stays. (The versions in rows do
-    // not tell, since a row that would stay as it is, is not written again.)
+    // not say, since a row that would stay as it is, is not written again.)
     let superseded = record
         .root_row(naming.root)
         .is_some_and(|root| root.version > naming.version);
@@ -314,7 +314,7 @@ fn said_before(
     } else {
         Vec::new()
     };
-    // Whether each tree that it tells of is found.
+    // Whether each tree that it reports is found.
     let mut trees: BTreeMap<&ExecPath, bool> = BTreeMap::new();
     for output in outputs {
         if let Some(tree) = &output.tree {
@@ -325,13 +325,13 @@ fn said_before(
     for (tree, is_found) in trees {
         // What a stream has named in its place, or what it had in an earlier build.
         let is_replaced = |row: &OutputRow| is_found && row.version <= naming.version;
-        // What Bazel said before of a tree that it tells again.
-        let is_told_again = |row: &OutputRow| facts.extent() == Extent::Grown && is_of_bazel(&row.event);
+        // What Bazel said before of a tree that it names again.
+        let is_named_again = |row: &OutputRow| facts.extent() == Extent::Grown && is_of_bazel(&row.event);
         if record.output(root, tree).is_some_and(|row| is_replaced(&row)) {
             before.push(tree.clone());
         }
         let files = record.scan_outputs(root, &format!("{tree}/"));
-        let older = files.filter(|(_, row)| is_replaced(row) || is_told_again(row));
+        let older = files.filter(|(_, row)| is_replaced(row) || is_named_again(row));
         before.extend(older.map(|(path, _)| path));
     }
     before
@@ -341,8 +341,8 @@ fn said_before(
 ///
 /// Call it [`STAMP_AGE`](crate::output::STAMP_AGE) after the files were placed.
 ///
-/// `version` is that of the invocation whose wants they were. Behind a newer one, only rows that know nothing yet are
-/// written: the others tell what that one has found.
+/// `version` is that of the invocation whose wants they were. After a newer one, only rows that know nothing yet are
+/// written: the others say what that one has found.
 pub(crate) async fn conclude(record: &Record, root: RootId, version: u64, ends: Vec<Completion>) {
     let record = record.clone();
     if spawn_blocking(move || write_ends(&record, root, version, &ends))

@@ -1,6 +1,6 @@
 //! What the programs that a build was asked for need at run time, as far as it is made by the build.
 //!
-//! No event tells it. Bazel's own top-level mode brings it; in minimal mode Bazel writes the manifest of a program's
+//! No event names it. Bazel's own top-level mode brings it; in minimal mode Bazel writes the manifest of a program's
 //! runfiles and makes the links, which lead to what is not there.
 
 use std::collections::BTreeSet;
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_told_from_sources_links_and_empty_files() {
+    fn outputs_are_distinguished_from_sources_links_and_empty_files() {
         let manifest = "_repo_mapping /ob/execroot/ws/bazel-out/k8/bin/app.repo_mapping\n\
             ws/source /home/u/ws/source\n\
             ws/external/lib/x /ob/external/lib/x\n\
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_path_is_told() {
+    fn what_can_be_no_path_is_reported() {
         let mut needed = Needed::default();
         let manifest = b"a /ob/x/bazel-out/../y\nb /ob/x/bazel-out/\xff\nc /ob/x/bazel-out/";
         needed.take_in(manifest, &["/ob/x"]);

@@ -1,4 +1,4 @@
-//! What is top-level: a pure function from what the stream tells to required, optional or only known.
+//! What is top-level: a pure function from what the stream says to required, optional or only known.
 //!
 //! The rules are those of Bazel's `RemoteOutputChecker`, as far as a stream shows what they need; the user's
 //! [`Policy`] stands before them.
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_tell_outputs_of_failed_tests_and_runfiles_from_others() {
+    fn rules_distinguish_outputs_of_failed_tests_and_runfiles_from_others() {
         use Class::{Known, Required};
         let mut policy = policy(DownloadMode::Minimal);
         let rules = ["required test-output status=failed", "required runfiles"];

@@ -104,7 +104,7 @@ impl Shared {
         let _ = self.reports.send(report);
     }
 
-    pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
+    pub(super) fn notify(&self, invocation_id: &str, change: &Change) {
         let mut listeners = self.subscribers.lock();
         listeners.retain(|listener| {
             // Receivers that are gone get no more.

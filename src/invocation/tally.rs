@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_apart_and_kept_in_words() {
+    fn failures_are_distinguished_and_kept_in_words() {
         let mut tally = Tally::default();
         tally.add(&completion(
             Class::Required,

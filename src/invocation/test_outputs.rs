@@ -93,7 +93,7 @@ pub(super) fn exec_path(
 }
 
 /// The empty file by which a shard has said that it knows of shards. No event names it, but it is an output like the others,
-/// of which one tells the digest function. Bazel 7 lets no test pass without it, by default; of an older one
+/// of which one names the digest function. Bazel 7 lets no test pass without it, by default; of an older one
 /// it may be a file too many, which does no harm.
 pub(super) fn shard_mark(result: &TestResult, shape: TestShape) -> Option<File> {
     let like = result

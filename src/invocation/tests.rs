@@ -529,7 +529,7 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
 }
 
 #[test]
-fn a_target_aborted_behind_its_completion_stays_what_it_was() {
+fn a_target_aborted_after_its_completion_stays_what_it_was() {
     let target = Arc::new(TargetId {
         label: "//x".to_owned(),
         ..TargetId::default()
@@ -550,7 +550,7 @@ fn a_target_aborted_behind_its_completion_stays_what_it_was() {
 }
 
 #[test]
-fn outputs_that_the_build_tool_could_not_name_are_told_at_the_end() {
+fn outputs_that_the_build_tool_could_not_name_are_reported_at_the_end() {
     let unreadable = Event::Unreadable(vec![
         "/ob/execroot/_main/bazel-out/k8/bin/d/x".to_owned(),
         "/ob/execroot/_main/external/y".to_owned(),

@@ -1,7 +1,7 @@
-//! What a build's events tell of trees: which directories are roots of some, and which files lie in them.
+//! What a build's events say of trees: which directories are roots of some, and which files lie in them.
 //!
 //! Only a target's completion names the roots of its trees; an aspect's does not, nor does another target that has the
-//! same files. Either may come first. So a root that is new tells which files are to be judged again, no matter who
+//! same files. Either may come first. So a root that is new says which files are to be judged again, no matter who
 //! named them before, and a tree is empty only if no set of files, and no event, has one of its files.
 
 use std::{
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_root_tells_what_was_named_below_it_before() {
+    fn a_new_root_says_what_was_named_below_it_before() {
         let sets = sets(&["o/a/x", "o/a/y", "o/a-b/x", "o/a/d/z", "o/a", "o/ab/x"]);
         let mut trees = Trees::default();
         let ranges = |runs: Vec<Run>| runs.into_iter().map(|run| run.files).collect::<Vec<_>>();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn trees_in_trees_and_names_that_are_no_paths_tell_nothing() {
+    fn trees_in_trees_and_names_that_are_no_paths_say_nothing() {
         let sets = sets(&["o/a/b/x", "o/t\0x/y"]);
         let mut trees = Trees::default();
         assert_eq!(trees.add("o/a/b", &sets).len(), 1);

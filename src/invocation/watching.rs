@@ -67,7 +67,7 @@ pub struct Watch {
     /// Up to which target pages went, and the last change that they show.
     pages: Vec<(usize, u64)>,
     /// All targets so far were reported.
-    told: bool,
+    all_shown: bool,
 }
 
 impl Watch {
@@ -77,7 +77,7 @@ impl Watch {
             begun,
             page: Vec::new().into_iter(),
             pages: Vec::new(),
-            told: false,
+            all_shown: false,
         };
         if let Some(page) = watch.begun.page.take() {
             watch.show(page);
@@ -87,7 +87,7 @@ impl Watch {
 
     fn show(&mut self, page: Page) {
         let from = self.pages.last().map_or(0, |(end, _)| *end);
-        self.told = !page.full;
+        self.all_shown = !page.full;
         self.pages.push((from + PAGE, page.number));
         self.page = page.rows.into_iter();
     }
@@ -98,7 +98,7 @@ impl Watch {
             if let Some(row) = self.page.next() {
                 return Some(Change::Target(row));
             }
-            if !self.told {
+            if !self.all_shown {
                 self.turn().await?;
                 continue;
             }
@@ -116,7 +116,7 @@ impl Watch {
     async fn turn(&mut self) -> Option<()> {
         if let Some(recorded) = &mut self.begun.recorded {
             let page = recorded.page().await;
-            self.told = page.is_none();
+            self.all_shown = page.is_none();
             self.page = page.unwrap_or_default().into_iter();
             return Some(());
         }

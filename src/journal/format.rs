@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_told_from_damage() {
+    fn another_version_is_distinguished_from_damage() {
         let mut bytes = Head {
             key: StreamKey::default(),
             created_ms: 1,

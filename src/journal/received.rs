@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_request_and_others_are_told_apart() {
+    fn the_last_request_and_others_are_distinguished() {
         let kind = |event| Received::read(request(event)).unwrap().unwrap().kind;
         let finished = Event::ComponentStreamFinished(Default::default());
         assert_eq!(kind(Some(finished)), RecordKind::Finished);

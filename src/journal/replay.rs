@@ -58,7 +58,7 @@ fn remove(mark: &Path) {
     }
 }
 
-/// How many replays a mark tells of.
+/// How many replays a mark reports.
 fn lost(mark: &Path) -> u64 {
     fs::symlink_metadata(mark).map_or(0, |mark| mark.len())
 }

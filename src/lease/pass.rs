@@ -71,7 +71,7 @@ pub(super) async fn pass(context: LeaseContext, build: Build, rate: u32) -> Resu
     };
     let store = cache.blobs();
     let mut lost = Lost::new(&row.invocation_id);
-    let mut can_tell = true;
+    let mut is_certain = true;
     let origins = Origins::new(&context, row);
     let (sender, mut batches) = mpsc::channel(1);
     let record = context.record.clone();
@@ -89,7 +89,7 @@ pub(super) async fn pass(context: LeaseContext, build: Build, rate: u32) -> Resu
         let noted = noted?;
         context.metrics.lease("lost", noted.newly_lost);
         context.metrics.lease("returned", noted.returned);
-        can_tell &= noted.can_tell;
+        is_certain &= noted.is_certain;
         for target in &noted.lost {
             lost.add(target);
         }
@@ -98,7 +98,7 @@ pub(super) async fn pass(context: LeaseContext, build: Build, rate: u32) -> Resu
     }
     // What was not read was not asked for.
     reading.await?;
-    Ok(can_tell.then_some(lost))
+    Ok(is_certain.then_some(lost))
 }
 
 /// Reads what is to be asked for, a batch ahead of anyone who asks.
@@ -156,7 +156,7 @@ struct Noted {
     newly_lost: usize,
     returned: usize,
     /// Whether no build has changed what the cache has since it was asked.
-    can_tell: bool,
+    is_certain: bool,
 }
 
 /// What was found of an output.
@@ -170,7 +170,7 @@ enum Found {
 /// Puts on record what is gone, what is back, and what has been on disk all the time: an output that was built here may
 /// never have been in the cache. Blocks on the file system and the record.
 fn note(record: &Record, id: RootId, root: &Root, batch: Batch, missing: &HashSet<Digest>) -> Noted {
-    let can_tell = batch.quiet_at.is_some() && batch.quiet_at == quiet_version(record, id);
+    let is_certain = batch.quiet_at.is_some() && batch.quiet_at == quiet_version(record, id);
     let mut placer = Placer::new(root.place.clone(), PlaceOptions::default());
     let mut found = Vec::new();
     for leased in batch.outputs {
@@ -180,7 +180,7 @@ fn note(record: &Record, id: RootId, root: &Root, batch: Batch, missing: &HashSe
             }
         } else if let Ok(Check::Present { stamp, .. }) = placer.check(&leased.path, &leased.content, None) {
             found.push((leased, Found::OnDisk(stamp)));
-        } else if can_tell && (leased.is_evicted || leased.origin == Origin::Here) {
+        } else if is_certain && (leased.is_evicted || leased.origin == Origin::Here) {
             found.push((leased, Found::Lost));
         }
     }
@@ -206,7 +206,7 @@ fn note(record: &Record, id: RootId, root: &Root, batch: Batch, missing: &HashSe
         lost: lost.map(|((leased, _), _)| leased.target.clone()).collect(),
         newly_lost,
         returned,
-        can_tell,
+        is_certain,
     }
 }
 
@@ -295,7 +295,10 @@ mod tests {
             assert_eq!((row(0), row(1)), (newer, reworded));
             assert_eq!(record.output(f.root, &outputs[2].0), None);
             assert_eq!(f.state(&outputs[3].0), OutputState::Evicted);
-            assert_eq!((noted.lost.len(), noted.newly_lost, noted.can_tell), (1, 1, true));
+            assert_eq!(
+                (noted.lost.len(), noted.newly_lost, noted.is_certain),
+                (1, 1, true)
+            );
         });
     }
 
@@ -304,12 +307,12 @@ mod tests {
         on_this_thread(|f| {
             let (outputs, record) = (f.outputs("a", 1), &f.context.record);
             let noted = interrupted(&f, || f.build("second"));
-            assert!(!noted.can_tell && noted.lost.is_empty());
+            assert!(!noted.is_certain && noted.lost.is_empty());
             let mut running = record.invocation("second").unwrap();
             running.state = InvocationState::Running;
             record.put_invocation(&running);
             let noted = interrupted(&f, || ());
-            assert!(!noted.can_tell && noted.lost.is_empty());
+            assert!(!noted.is_certain && noted.lost.is_empty());
             assert_eq!(f.state(&outputs[0].0), OutputState::Known);
             running.state = InvocationState::Settled;
             record.put_invocation(&running);
@@ -321,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pass_in_which_something_could_not_be_told_says_nothing_of_losses() {
+    async fn a_pass_in_which_something_stayed_uncertain_says_nothing_of_losses() {
         let f = Fixture::new().await;
         f.outputs("a", 1);
         let passed = || pass(f.context.clone(), build(&f), 1_000_000);

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{digest::Digest, output::Class};
 
-/// One blob of one cache. `K` tells caches apart.
+/// One blob of one cache. `K` distinguishes caches.
 type Key<K> = (K, Digest);
 
 /// Blobs that wait to be fetched. A blob is in it once, however many outputs want it.

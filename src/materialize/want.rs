@@ -160,7 +160,7 @@ pub enum Outcome {
         /// Whether its bytes had to be hashed to know that.
         hashed: bool,
     },
-    /// It can be read where an output service has it, as far as its size tells.
+    /// It can be read where an output service has it, as far as its size says.
     Served {
         /// Bytes of it that were read from the cache and dropped, if it was to be warmed.
         warmed: Option<u64>,
@@ -198,7 +198,7 @@ impl Outcome {
         matches!(self, Self::Evicted(_) | Self::Unavailable(_))
     }
 
-    /// Whether nobody read the output: the disk has what was recorded, as far as a look at it tells.
+    /// Whether nobody read the output: the disk has what was recorded, as far as a look at it says.
     pub(crate) const fn is_unread(&self) -> bool {
         matches!(self, Self::Present { hashed: false, .. } | Self::Served { .. })
     }

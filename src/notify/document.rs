@@ -21,7 +21,7 @@ const SCHEMA: u32 = 1;
 /// Invocations whose workspace is remembered for their targets' documents.
 const REMEMBERED: usize = 1024;
 
-/// What a document tells of.
+/// What a document reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// A target came to its end: its required outputs are there, or something failed, or it will not come.
@@ -84,7 +84,7 @@ struct Begun {
 }
 
 impl Writer {
-    /// The document that tells of a change, if one does.
+    /// The document that reports a change, if one does.
     pub(super) fn write(&mut self, change: InvocationChange) -> Option<Document> {
         let id = change.invocation_id;
         match change.change {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_told_of_when_it_has_come_to_its_end() {
+    fn a_target_is_reported_when_it_has_come_to_its_end() {
         let mut writer = Writer::default();
         assert!(writer.write(change(begun("/ws"))).is_none());
         for state in [TargetState::Announced, TargetState::Completed] {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_is_told_of_with_counts_and_failures() {
+    fn a_build_is_reported_with_counts_and_failures() {
         let report = Report {
             invocation_id: "i".to_owned(),
             build_id: String::new(),

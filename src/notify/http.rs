@@ -72,7 +72,7 @@ impl Poster {
                 let _ = tokio::time::timeout(REST, Limited::new(body, ANSWER).collect()).await;
                 answer
             }
-            // Whatever went wrong on the way may be better next time. The client's errors do not tell URLs.
+            // Whatever went wrong on the way may be better next time. The client's errors do not name URLs.
             Ok(Err(error)) => Answer::Later {
                 reason: with_causes(&error),
                 asked: None,

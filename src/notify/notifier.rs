@@ -40,7 +40,7 @@ pub(crate) struct NotifyOptions {
     pub secret: Option<Secret>,
     /// What is run for them.
     pub hook: Option<Hook>,
-    /// What they tell of.
+    /// What they report.
     pub events: Vec<Event>,
 }
 
@@ -69,7 +69,7 @@ impl Backlog {
     }
 }
 
-/// Tells what happens, until it is closed.
+/// Sends notifications of what happens, until it is closed.
 pub(crate) struct Notifier {
     stop: CancellationToken,
     listening: JoinHandle<()>,
@@ -173,7 +173,7 @@ impl Listener {
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
-                    Some(change) => self.tell(change),
+                    Some(change) => self.announce(change),
                     None => break,
                 },
                 () = stop.cancelled() => break,
@@ -181,7 +181,7 @@ impl Listener {
         }
         // Changes from before the end are still processed.
         while let Ok(change) = changes.try_recv() {
-            self.tell(change);
+            self.announce(change);
         }
         for receiver in &self.receivers {
             receiver.queue.close();
@@ -203,7 +203,7 @@ impl Listener {
         }
     }
 
-    fn tell(&mut self, change: InvocationChange) {
+    fn announce(&mut self, change: InvocationChange) {
         let Some(document) = self.writer.write(change) else {
             return;
         };

@@ -62,12 +62,12 @@ impl Printed {
         for part in taken.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(part);
             if self.line.ends_with(b"\n") || self.line.len() >= LINE {
-                self.tell();
+                self.log_line();
             }
         }
     }
 
-    fn tell(&mut self) {
+    fn log_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches(['\n', '\r']);
@@ -85,7 +85,7 @@ impl Printed {
                 break;
             }
         }
-        self.tell();
+        self.log_line();
         if self.left_out > 0 {
             tracing::warn!(
                 invocation = %self.invocation, "--on-settled prints more than {LOGGED} bytes: omitted {}", self.left_out

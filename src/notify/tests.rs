@@ -260,7 +260,7 @@ async fn documents_come_in_order_with_their_headers_and_a_signature() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_with_the_same_delivery_id_and_before_what_comes_behind() {
+async fn what_may_pass_is_tried_again_with_the_same_delivery_id_and_before_what_comes_after() {
     let receiver = Receiver::start(&[(503, None), (429, Some("0")), (408, None)]).await;
     let world = World::new(to(&receiver));
     world.target("//a");
@@ -421,7 +421,7 @@ async fn closing_waits_only_so_long_and_counts_what_is_lost() {
 }
 
 #[tokio::test]
-async fn only_what_is_asked_for_is_told_also_to_the_command() {
+async fn only_what_is_asked_for_is_sent_also_to_the_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("told");
     let receiver = Receiver::start(&[]).await;

@@ -84,7 +84,7 @@ impl Record {
         if id.is_empty() { None } else { self.invocation(&id) }
     }
 
-    /// Forgets invocations and their targets. Their outputs stay known: they tell what is on disk.
+    /// Forgets invocations and their targets. Their outputs stay known: they say what is on disk.
     pub(crate) fn remove_invocations(&self, ids: &[String]) {
         let _guard = self.shared().invocations.lock();
         for id in ids {

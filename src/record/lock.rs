@@ -18,7 +18,7 @@ const FILE_NAME: &str = "lock";
 /// The longest holder's text that is read; more is not ours.
 const MAX_TEXT: u64 = 4096;
 
-/// Who holds a state directory, as far as the lock file tells.
+/// Who holds a state directory, as far as the lock file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holder {
     /// Process id.
@@ -74,7 +74,7 @@ impl Holder {
 }
 
 impl std::fmt::Display for Holder {
-    /// `pid 4711 (outhaul serve) for 5 min`, or less where the lock file tells less.
+    /// `pid 4711 (outhaul serve) for 5 min`, or less where the lock file says less.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.pid {
             Some(pid) => write!(f, "pid {pid}")?,
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_taker_is_told_who_holds_it_and_which_flag_helps() {
+    fn the_second_taker_hears_who_holds_it_and_which_flag_helps() {
         let dir = tempfile::tempdir().unwrap();
         let held = InstanceLock::take(dir.path()).unwrap();
         let message = InstanceLock::take(dir.path()).unwrap_err().to_string();

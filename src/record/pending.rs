@@ -144,7 +144,7 @@ impl Queue {
         }
     }
 
-    /// Gives up everything that waits, and tells how many rows that was.
+    /// Gives up everything that waits, and says how many rows that was.
     pub(super) fn discard(&mut self) -> usize {
         self.give_back();
         std::mem::take(&mut self.filling).len()

@@ -222,7 +222,7 @@ pub struct InvocationRow {
 }
 
 impl InvocationRow {
-    /// Whether it has begun, and its command may have outputs. Before its beginning is told, nothing is known of it.
+    /// Whether it has begun, and its command may have outputs. Before its beginning is reported, nothing is known of it.
     pub(crate) fn is_build(&self) -> bool {
         self.started_ms > 0 && has_outputs(&self.command)
     }

@@ -284,7 +284,7 @@ impl Shared {
         self.hand_over(rows, |queue| queue.add_outputs(root, blocks));
     }
 
-    /// The same, unless outputs of the root have changed since `turn`. Tells whether they have not.
+    /// The same, unless outputs of the root have changed since `turn`. Says whether they have not.
     pub(super) fn put_outputs_at(&self, root: RootId, blocks: Vec<Block>, turn: u64) -> bool {
         let rows = blocks.iter().map(Block::len).sum();
         let mut has_changed = false;

@@ -61,7 +61,7 @@ impl Which {
         found.into_iter().map(|(_, one)| one).collect()
     }
 
-    /// Tells how deep a workspace lies that the directory asked for is, or lies in. They are all the same if none is
+    /// Says how deep a workspace lies that the directory asked for is, or lies in. They are all the same if none is
     /// asked for.
     fn depths(&self) -> impl FnMut(&str) -> Option<usize> {
         let asked = Path::new(&self.workspace);

@@ -40,7 +40,7 @@ type Waiters = Vec<oneshot::Sender<Result<(), FlushError>>>;
 
 /// What the writer does next.
 enum Work {
-    /// Write these, flush if somebody waits for it or it is time, and tell them.
+    /// Write these, flush if somebody waits for it or it is time, and notify them.
     Write(Option<Arc<Changes>>, Waiters),
     /// The store is damaged.
     Replace(String),
@@ -250,7 +250,7 @@ impl Writer {
                 self.replace(reason);
             }
         }
-        // Now that health tells the same.
+        // Now that health says the same.
         for waiter in waiters {
             let _ = waiter.send(Err(FlushError::Degraded(words.clone())));
         }

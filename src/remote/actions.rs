@@ -143,7 +143,7 @@ pub(crate) async fn find_missing(
                 .filter_map(|d| from_wire(function, d)),
         );
     }
-    // Taken out when told, so that one asked about twice is told once.
+    // Taken out when reported, so that one asked about twice is reported once.
     Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
 }
 

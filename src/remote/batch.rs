@@ -353,7 +353,7 @@ fn largest_answer<'d>(digests: impl Iterator<Item = &'d Digest>) -> usize {
     usize::try_from(most).map_or(MAX_MESSAGE, |most| most.min(MAX_MESSAGE))
 }
 
-/// Matches a response with the digests asked for, each of which gets an answer. Tells how many bytes came.
+/// Matches a response with the digests asked for, each of which gets an answer. Says how many bytes came.
 fn sort_out(
     client: &Client,
     function: DigestFunction,
@@ -410,7 +410,7 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
     let context = || client.context(format_args!("blob {digest}"));
     let protocol = |message: String| RemoteError::protocol(context(), message);
     if let Some(status) = answer.status.filter(|s| s.code != Code::Ok as i32) {
-        return Err(client.told_of_blob(&context(), &status));
+        return Err(client.blob_error(&context(), &status));
     }
     let data = match compressor::Value::try_from(answer.compressor) {
         Ok(compressor::Value::Identity) => answer.data,

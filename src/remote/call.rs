@@ -226,7 +226,7 @@ impl Pieces {
                 }
                 self.beside += piece.len();
             } else if self.message > 0 {
-                // A head that is cut cannot be told from a bad one.
+                // A head that is cut cannot be distinguished from a bad one.
                 if received.remaining() < self.message.min(FIELD_HEAD) {
                     return Ok(None);
                 }

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_files_are_refused_before_anything_is_allocated() {
+    fn foreign_files_are_refused_before_anything_is_allocated() {
         let good = encode(&noise(200_000), 1 << 16);
         let with = |at: usize, bytes: &[u8]| {
             let mut object = good.clone();

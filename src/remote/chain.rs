@@ -41,7 +41,7 @@ pub(crate) struct Chain {
 
 struct Member {
     store: Arc<dyn ActionStore>,
-    /// As people are told where a file came from.
+    /// As it is shown to people where a file came from.
     name: Arc<str>,
     health: Mutex<Health>,
 }
@@ -63,12 +63,12 @@ impl Member {
         answer
     }
 
-    /// As [`Member::ask`], for what some stores answer without asking anybody: only a failure is to be told of it.
+    /// As [`Member::ask`], for what some stores answer without asking anybody: only a failure is to be reported.
     fn look(&self) -> Result<Ticket, RemoteError> {
         self.health.lock().look(Instant::now())
     }
 
-    /// Takes in what came of a request, and tells people when it changes what is asked.
+    /// Takes in what came of a request, and logs when it changes what is asked.
     fn heard(&self, ticket: Ticket, error: Option<&RemoteError>) {
         let news = self.health.lock().heard(ticket, Instant::now(), error);
         let store = &*self.name;

@@ -45,7 +45,7 @@ pub(crate) struct Client {
     place: String,
 }
 
-/// A failed call, with the status code for those who must tell apart what is one kind to everybody else.
+/// A failed call, with the status code for those who must distinguish what is one kind to everybody else.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) error: RemoteError,
@@ -193,7 +193,7 @@ impl Client {
     }
 
     /// The error for one blob of a batch, likewise.
-    pub(crate) fn told_of_blob(&self, context: &str, status: &rpc::Status) -> RemoteError {
+    pub(crate) fn blob_error(&self, context: &str, status: &rpc::Status) -> RemoteError {
         from_rpc(context, status, &self.secrets())
     }
 

@@ -328,7 +328,7 @@ impl BlobStore for LocalFirst {
                         self.give_up(&root);
                     }
                     let Ok(Some(piece)) = piece else {
-                        // The rest from the cache. If the file was changed meanwhile, the hash will tell.
+                        // The rest from the cache. If the file was changed meanwhile, the hash will say.
                         break;
                     };
                     at += piece.len() as u64;

@@ -288,7 +288,7 @@ fn child(base: Option<&ExecPath>, name: &str) -> Result<ExecPath, ExpandError> {
     if name.contains('/') {
         return Err(refused());
     }
-    // What is wrong with the name alone is told as such, what only its length below the base makes wrong as a path.
+    // What is wrong with the name alone is reported as such, what only its length below the base makes wrong as a path.
     let alone = ExecPath::new(name).map_err(|_| refused())?;
     match base {
         None => Ok(alone),

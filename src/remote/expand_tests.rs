@@ -78,7 +78,7 @@ fn empty_directories_are_kept_and_full_ones_implied() {
 }
 
 #[test]
-fn names_that_are_no_names_are_refused_and_told() {
+fn invalid_names_are_refused_and_reported() {
     for name in ["..", ".", "", "a/b", "/etc", "a\0", &"n".repeat(256)] {
         let root = Directory {
             files: vec![file(name)],
@@ -117,7 +117,7 @@ fn paths_of_a_result_that_lead_out_are_refused() {
 
 #[test]
 #[allow(deprecated)]
-fn a_link_told_in_the_old_and_the_new_field_is_one() {
+fn a_link_in_the_old_and_the_new_field_is_one() {
     let link = |target: &str| OutputSymlink {
         path: "out/l".into(),
         target: target.into(),
@@ -158,7 +158,7 @@ fn a_directory_that_names_something_twice_is_refused() {
 }
 
 #[test]
-fn digests_that_are_none_are_told_by_path() {
+fn invalid_digests_are_reported_by_path() {
     let bad = Some(reapi::Digest {
         hash: "12".into(),
         size_bytes: -1,
@@ -213,7 +213,7 @@ fn a_small_tree_that_unfolds_without_end_stops_at_the_limit() {
 }
 
 #[test]
-fn what_was_not_fetched_is_told_by_path_and_digest() {
+fn what_was_not_fetched_is_reported_by_path_and_digest() {
     let root = Directory {
         directories: vec![DirectoryNode {
             name: "d".into(),

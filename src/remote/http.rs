@@ -53,7 +53,7 @@ impl fmt::Debug for HttpCache {
     }
 }
 
-/// Where a blob is: in the cache, with its size if the server tells that.
+/// Where a blob is: in the cache, with its size if the server says that.
 type Found = Option<Option<u64>>;
 
 impl HttpCache {
@@ -131,8 +131,8 @@ impl HttpCache {
         }
         let mut whole = Collect::default();
         let most = MAX_MESSAGE as u64;
-        let told = self.pour(context, answer, most, |piece| whole.add(piece)).await?;
-        if told > most {
+        let length = self.pour(context, answer, most, |piece| whole.add(piece)).await?;
+        if length > most {
             let message = format!("the server's answer exceeds the maximum of {most} bytes");
             return Err(RemoteError::protocol(context, message));
         }
@@ -241,7 +241,7 @@ impl BlobStore for HttpCache {
             .try_filter_map(|missing| async move { Ok(missing) })
             .try_collect()
             .await?;
-        // Taken out when told, so that one asked about twice is told once.
+        // Taken out when reported, so that one asked about twice is reported once.
         Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
     }
 
@@ -269,7 +269,7 @@ impl ActionStore for HttpCache {
         Ok(Some(Arc::new(result)))
     }
 
-    /// By `HEAD`; where the server does not tell the length, by counting the bytes.
+    /// By `HEAD`; where the server does not say the length, by counting the bytes.
     async fn blob_size(&self, _: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
         let path = format!("cas/{}", hex::encode(hash));
         let context = self.0.context(format_args!("blob {}", hex::encode(hash)));

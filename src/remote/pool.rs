@@ -56,7 +56,7 @@ pub(crate) struct Pool {
     connector: Connector,
     slots: Vec<Mutex<Slot>>,
     next: AtomicUsize,
-    /// Which connection last carried a digest, at the place that its hash tells, plus one. Others fall on the same
+    /// Which connection last carried a digest, at the place that its hash says, plus one. Others fall on the same
     /// place and that does no harm: it is asked only after bytes that were wrong, and a wrong answer avoids a
     /// connection that need not be avoided.
     carried: Box<[AtomicU8]>,

@@ -170,7 +170,7 @@ pub(crate) async fn expand_action(
 }
 
 /// Everything in a tree, by the digest of its `Tree` message or of its root `Directory`, whichever it is. The two cannot
-/// be told apart by their digests; a `Tree` has its root in field 1, where a `Directory` has files, so decoding tells.
+/// be distinguished by their digests; a `Tree` has its root in field 1, where a `Directory` has files, so decoding says.
 ///
 /// # Errors
 /// When the store cannot be asked, lacks a part of it, or the blob is neither.

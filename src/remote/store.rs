@@ -111,7 +111,7 @@ pub trait BlobStore: Send + Sync + 'static {
         None
     }
 
-    /// Tells that the bytes of a blob that was read here lately were wrong. Whether another store may have the right ones;
+    /// Reports that the bytes of a blob that was read here lately were wrong. Whether another store may have the right ones;
     /// where there is one store only, reading once more with `avoid` is all that can be done.
     fn distrust(&self, _digest: &Digest) -> bool {
         false
@@ -158,7 +158,7 @@ pub trait ActionStore: BlobStore {
     }
 
     /// How many bytes the blob with this hash has; `None` when the store does not have it. A store may be wrong: it is
-    /// the bytes that tell.
+    /// the bytes that say.
     ///
     /// # Errors
     /// When the store cannot be asked, or is one that knows blobs only by hash and size together.

@@ -43,11 +43,11 @@ impl FromStr for WrittenDigest {
 }
 
 impl WrittenDigest {
-    /// The digest that is meant. A hash of 64 digits may be SHA-256 or BLAKE3: `assumed` tells. Of a hash alone, the store
-    /// tells the size.
+    /// The digest that is meant. A hash of 64 digits may be SHA-256 or BLAKE3: `assumed` says. Of a hash alone, the store
+    /// knows the size.
     ///
     /// # Errors
-    /// When the store has no blob with the hash, or cannot tell.
+    /// When the store has no blob with the hash, or cannot say.
     pub(crate) async fn find(
         &self,
         assumed: DigestFunction,

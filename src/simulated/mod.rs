@@ -60,7 +60,7 @@ impl Totals {
     }
 }
 
-/// Runs `one` with each of `few` seeds, or with those that the environment names, and tells what they came to.
+/// Runs `one` with each of `few` seeds, or with those that the environment names, and says what they came to.
 ///
 /// # Panics
 /// When a schedule fails, with its seed.

@@ -55,7 +55,7 @@ thread_local! {
     static STOPS: RefCell<BTreeMap<&'static str, CancellationToken>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// What tells the process that begins now on a host that it is asked to end.
+/// What asks the process that begins now on a host to end.
 pub(crate) fn asked_to_end(host: &'static str) -> CancellationToken {
     let stop = CancellationToken::new();
     STOPS.with_borrow_mut(|stops| stops.insert(host, stop.clone()));

@@ -175,7 +175,7 @@ impl SourceCache {
         self.members.last()?.options.clone()
     }
 
-    /// The function of digests that do not tell theirs.
+    /// The function of digests that do not name theirs.
     fn digest_function(&self) -> DigestFunction {
         let mut options = self.members.iter().filter_map(|member| member.options.as_deref());
         options
@@ -263,7 +263,7 @@ impl Sources {
         *self.open.lock() = Open::default();
     }
 
-    /// The function of digests whose build does not tell which it is.
+    /// The function of digests whose build does not say which it is.
     pub fn digest_function(&self) -> DigestFunction {
         match self.rule() {
             SourceRule::Fixed(cache) => cache.digest_function(),
@@ -525,7 +525,7 @@ fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), Source
     }
 }
 
-/// Whether anything would tell the server who we are.
+/// Whether anything would identify us to the server.
 pub(super) fn has_credentials(options: &RemoteOptions) -> bool {
     !options.connect.headers.is_empty()
         || !options.connect.credential_helpers.is_empty()

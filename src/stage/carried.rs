@@ -1,4 +1,4 @@
-//! Runfiles in an exported build: what its programs need at run time, which no event tells, and the bytes of what no cache
+//! Runfiles in an exported build: what its programs need at run time, which no event names, and the bytes of what no cache
 //! need have.
 
 use bytes::Bytes;

@@ -68,7 +68,7 @@ pub(crate) fn is_staged(
     for (path, found) in marker::read_all(directory)? {
         match found {
             Ok(marker) => all.push(marker),
-            // Nobody can tell what it was about.
+            // Nobody can say what it was about.
             Err(reason) => answer.problems.push(format!(
                 "{}: not a marker of a staged tree: {reason}",
                 path.display()

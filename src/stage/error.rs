@@ -28,7 +28,7 @@ pub(crate) enum StageError {
     /// The build still runs, so its outputs are not all known.
     #[error("build {0} is still running; stage its outputs when it has ended (see `outhaul wait`)")]
     Running(String),
-    /// The journal that tells the build's outputs is gone or cannot be read.
+    /// The journal with the build's outputs is gone or cannot be read.
     #[error("failed to read the events of build {invocation_id}: {source}")]
     Journal {
         /// Invocation ID of the build.

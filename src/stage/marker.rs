@@ -3,7 +3,7 @@
 //! One JSON file for each request and build, `.outhaul/staged-NAME.json`, written beside and renamed. A later stage
 //! supersedes a marker that it has the same request of the same workspace as, or that does not hold any more because of
 //! it: what only that marker lists is removed, and then the marker, so all markers of a directory may hold at once.
-//! `.outhaul/staged.timestamp` tells by its time when somebody last staged here.
+//! `.outhaul/staged.timestamp` shows by its time when somebody last staged here.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -365,7 +365,7 @@ pub(super) fn make_way(
     remove(directory, in_the_way, &|_| false).map(drop)
 }
 
-/// Removes files as they were staged, deepest first, and tells in words what stays.
+/// Removes files as they were staged, deepest first, and says what stays.
 fn remove(
     directory: &Path,
     mut files: Vec<File>,

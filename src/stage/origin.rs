@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// What is shown of a URL in which it cannot be told where a password ends.
+/// What is shown of a URL in which it is unclear where a password ends.
 pub(super) const HIDDEN: &str = "://***";
 
 /// A URL as markers remember it, and as messages show it: without a user name, a password or a query, which may be a

@@ -1,4 +1,4 @@
-//! A build as its journal tells it: the events, replayed as often as somebody has a question.
+//! A build as its journal has it: the events, replayed as often as somebody has a question.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::{
     sources::BuildDirectories,
 };
 
-/// A build as its journal tells it.
+/// A build as its journal has it.
 #[derive(Debug, Default)]
 pub(crate) struct Recorded {
     /// With their numbers.
@@ -36,7 +36,7 @@ pub(crate) struct Recorded {
 
 impl Recorded {
     /// Reads a journal, as the build's events were read when they came: `function` is that of digests whose build does
-    /// not tell which it is. Events that cannot be decoded are left out and told.
+    /// not say which it is. Events that cannot be decoded are left out and reported.
     ///
     /// # Errors
     /// When the journal cannot be read, or is damaged.
@@ -68,7 +68,7 @@ impl Recorded {
         Ok(recorded)
     }
 
-    /// What the journal tells, in order.
+    /// What the journal says, in order.
     pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
         self.events.iter().map(|(_, event)| event)
     }
@@ -88,8 +88,8 @@ impl Recorded {
     }
 
     /// What follows from the events under a policy that downloads whatever is named. A set of files that was gone
-    /// through under one profile is not gone through under it again, so groups that must be told apart need rules that
-    /// tell them apart.
+    /// through under one profile is not gone through under it again, so groups that must be distinguished need rules that
+    /// distinguish them.
     /// Completions of the targets in `without` are left out.
     pub(super) fn replay(&self, rules: Vec<Rule>, without: &HashSet<&str>) -> Vec<Effect> {
         let mut build = Build::new(Policy {
@@ -181,7 +181,7 @@ impl Recorded {
         })
     }
 
-    /// What the events tell of the build itself, with no output root.
+    /// What the events say of the build itself, with no output root.
     pub(super) fn row(&self, key: &StreamKey) -> InvocationRow {
         let mut row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
@@ -209,7 +209,7 @@ impl Recorded {
         row
     }
 
-    /// Outputs of which the build tool told no digest, as old ones do of files that are on their own disk alone.
+    /// Outputs of which the build tool named no digest, as old ones do of files that are on their own disk alone.
     pub(super) fn without_digest(&self) -> Option<String> {
         let files = self.events().flat_map(|event| match event {
             Event::NamedSet(set) => set.files.as_slice(),

@@ -144,7 +144,7 @@ impl Recorded {
         })
     }
 
-    /// Rules that match no file, and tell target patterns and output groups apart.
+    /// Rules that match no file, and distinguish target patterns and output groups.
     fn dividing_rules(&self, request: &Request) -> Vec<Rule> {
         let none = Rule {
             min_size: Some(u64::MAX),

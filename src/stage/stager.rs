@@ -66,14 +66,14 @@ pub(crate) struct Stager {
     materializer: Materializer,
     roots: Arc<Roots>,
     sources: Arc<Sources>,
-    /// Tells which builds are still running; none where no builds are followed.
+    /// Says which builds are still running; none where no builds are followed.
     engine: Option<Engine>,
     journal: PathBuf,
     /// Which directories and URLs may be named.
     reach: Reach,
     /// How collections are reached.
     archives: Archives,
-    /// Builds that are read, or staged, at a time: all that their journals tell is in memory.
+    /// Builds that are read, or staged, at a time: all that their journals have is in memory.
     places: Arc<Semaphore>,
     next: Arc<AtomicU32>,
     /// How many stages are on their way.
@@ -324,7 +324,7 @@ impl Stager {
             .ok_or_else(|| StageError::Unknown(which.not_recorded()))
     }
 
-    /// The record may be lost; the journal tells the most important things too.
+    /// The record may be lost; the journal has the most important things too.
     fn row_from_journal(&self, id: &str) -> Option<InvocationRow> {
         let id = Some(id).filter(|id| !id.is_empty())?;
         let entry = Journal::view(&self.journal).find(id).ok()?;
@@ -470,7 +470,7 @@ impl Stager {
         } else if row.remote_cache.is_empty()
             || row.outputs.downloaded + row.outputs.present + row.outputs.failed == 0
         {
-            // Nothing was wanted, so nobody has needed it: the command line tells how it is reached.
+            // Nothing was wanted, so nobody has needed it: the command line says how it is reached.
             self.sources.of_build(
                 plan.recorded.command_line().as_ref(),
                 &plan.recorded.directories(),

@@ -124,7 +124,7 @@ impl Work {
     }
 
     /// An error in the words of the caller.
-    fn told(&self, error: StageError) -> StageError {
+    fn name_in(&self, error: StageError) -> StageError {
         match &self.destination {
             Some(destination) => destination.name_in(error),
             None => error,
@@ -167,7 +167,7 @@ impl Work {
             let looked: Vec<_> = wanted.into_iter().map(|(path, ..)| path).zip(looked).collect();
             Ok((looked, gather))
         });
-        let (looked, gather) = looked.await.map_err(|e| self.told(e))?;
+        let (looked, gather) = looked.await.map_err(|e| self.name_in(e))?;
         self.gather = gather;
         for (path, check) in looked {
             if let Ok(Check::Present { stamp, .. }) = check {
@@ -206,7 +206,7 @@ impl Work {
         };
         let missing: HashSet<Digest> = missing.into_iter().collect();
         let store = Arc::clone(&self.store);
-        let told = |digest: &Digest| {
+        let why = |digest: &Digest| {
             let evicted = || format!("evicted: {} does not have {digest}", store.describe());
             reason.clone().unwrap_or_else(evicted)
         };
@@ -214,13 +214,13 @@ impl Work {
             .left()
             .filter_map(|artifact| match &artifact.content {
                 OutputContent::Blob(digest) if missing.contains(digest) => {
-                    Some((artifact.place.clone(), told(digest)))
+                    Some((artifact.place.clone(), why(digest)))
                 }
                 _ => None,
             })
             .collect();
         for (name, digest) in archives.iter().filter(|(_, digest)| missing.contains(digest)) {
-            self.gather.fail(name, &told(digest));
+            self.gather.fail(name, &why(digest));
         }
         for (path, error) in evicted {
             self.ends.insert(path, End::failed(error));
@@ -351,7 +351,7 @@ impl Work {
         let made = blocking("making way", move || {
             marker::make_way(&directory, &files, &directories)
         });
-        made.await.map_err(|e| self.told(e))
+        made.await.map_err(|e| self.name_in(e))
     }
 
     /// Leaves the marker, removes what an earlier one put there and this one does not name, and notes that the build and the directory are in use.
@@ -394,7 +394,7 @@ impl Work {
             }
             Ok((notes, stale))
         });
-        let (notes, stale) = written.await.map_err(|e| self.told(e))?;
+        let (notes, stale) = written.await.map_err(|e| self.name_in(e))?;
         self.notes.extend(notes);
         self.stale = stale;
         Ok(())

@@ -236,7 +236,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether it is on this machine, as far as the address tells.
+    /// Whether it is on this machine, as far as the address says.
     pub(crate) fn is_local(&self) -> bool {
         let has_no_host = matches!(self.0, Address::Unix(_) | Address::Directory(_));
         has_no_host

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_by_their_types_and_not_by_a_servers_words() {
+    fn faults_are_recognized_by_their_types_and_not_by_a_servers_message() {
         let tls = |error: rustls::Error| of(io::Error::new(io::ErrorKind::InvalidData, error));
         for (fault, expected) in [
             (of(h2::Error::from(Reason::NO_ERROR)), Fault::SentAway),

@@ -100,7 +100,7 @@ impl HttpClient {
 }
 
 impl HttpFault {
-    /// Of a client's or a body's error. Neither tells what was sent.
+    /// Of a client's or a body's error. Neither says what was sent.
     pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
         Self {
             fault: fault::of_error(error),

@@ -58,7 +58,7 @@ impl Chance {
         Duration::from_millis(shrunk.as_millis() as u64 + 1)
     }
 
-    /// So many bytes.
+    /// This many bytes.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..length.div_ceil(8))
             .flat_map(|_| self.number().to_le_bytes())

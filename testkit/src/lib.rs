@@ -86,7 +86,7 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// User and system time: fields 14 and 15 of stat (proc(5)), or so many later. A thread may have ended meanwhile.
+/// User and system time: fields 14 and 15 of stat (proc(5)), or that many later. A thread may have ended meanwhile.
 fn ticks(dir: &Path, name: &str, later: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(dir.join("stat")).ok()?;
     let (before, fields) = stat.rsplit_once(") ")?;

@@ -382,7 +382,7 @@ async fn certificates_open_the_control_port_too() {
 
 /// Needs root, to be somebody else.
 #[tokio::test(flavor = "multi_thread")]
-async fn other_users_processes_are_told_whom_a_door_is_for() {
+async fn other_users_processes_hear_whom_a_listener_is_for() {
     const NOBODY: u32 = 65534;
     if !rustix::process::geteuid().is_root() {
         eprintln!("only root can try this");

@@ -176,7 +176,7 @@ async fn a_daemon_does_not_end_while_somebody_gets_an_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_manager_is_told_when_the_doors_are_open_and_when_they_close() {
+async fn the_service_manager_is_notified_when_the_listeners_are_open_and_when_they_close() {
     let world = World::new().await;
     let path = world.path("notify");
     let abstract_name = format!("outhaul-test-{}", std::process::id());

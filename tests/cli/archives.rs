@@ -361,7 +361,7 @@ async fn archives_of_a_directory_go_to_directories_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_published_is_told_even_if_something_else_is_not() {
+async fn what_is_published_is_reported_even_if_something_else_is_not() {
     let archives = Archives::new();
     archives.file("own.tar", &tar(&[("x", "1")]));
     let shared = archives.path("shared.tar");

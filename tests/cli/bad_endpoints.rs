@@ -1,4 +1,4 @@
-//! Caches that are not there, are none, or don't let us in: a clear word in time, and the build goes on.
+//! Caches that are not there, are something else, or don't let us in: a clear message in time, and the build goes on.
 
 use std::time::Instant;
 
@@ -71,7 +71,7 @@ async fn a_silent_server_is_given_up_after_the_time_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn instance_names_and_headers_that_the_server_refuses_are_told() {
+async fn instance_names_and_headers_that_the_server_refuses_are_reported() {
     let builder = EmbeddedCache::builder()
         .instance_name(Some("main".to_owned()))
         .required_header("x-token", "secret-value");
@@ -137,7 +137,7 @@ async fn with_tls(client_certificates: bool) -> Certificates {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_mismatches_are_told_as_such() {
+async fn tls_mismatches_are_named_as_such() {
     let certificates = with_tls(false).await;
     let world = &certificates.world;
     let tls = world.cache.endpoint();
@@ -164,7 +164,7 @@ async fn tls_mismatches_are_told_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_client_certificate_is_told() {
+async fn a_missing_client_certificate_is_reported() {
     let certificates = with_tls(true).await;
     let world = &certificates.world;
     let tls = world.cache.endpoint();
@@ -216,7 +216,7 @@ async fn credential_helpers_that_fail_are_named_and_their_words_kept_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_goes_on_whatever_its_cache_does_and_is_told_why_nothing_came() {
+async fn a_build_goes_on_whatever_its_cache_does_and_says_why_nothing_came() {
     let world = World::new().await;
     let http = speaker(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     let closed = "grpc://127.0.0.1:1".to_owned();

@@ -1,4 +1,4 @@
-//! Event files that are none, and events that name what must not be written.
+//! Invalid event files, and events that name what must not be written.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -139,7 +139,7 @@ async fn paths_that_lead_elsewhere_are_refused_and_the_rest_is_brought() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn digests_that_are_none_fail_their_output_by_name() {
+async fn invalid_digests_fail_their_output_by_name() {
     let world = World::new().await;
     let bin = ["bazel-out", "k8-fastbuild", "bin"];
     let authority = world.cache.endpoint().replace("grpc://", "");

@@ -6,7 +6,7 @@ use outhaul_testkit::finish;
 
 use crate::support::{World, outhaul, run};
 
-/// Every flag with a value, with values that are none, and what the message must say.
+/// Every flag with a value, with invalid values, and what the message must say.
 const WRONG: &[(&str, &str)] = &[
     ("--bes-listen", "nonsense"),
     ("--bes-listen", "127.0.0.1"),
@@ -170,7 +170,7 @@ async fn a_state_directory_that_is_held_names_its_holder_and_the_way_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doors_that_are_taken_or_cannot_be_are_named() {
+async fn listeners_that_are_taken_or_cannot_be_are_named() {
     let world = World::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

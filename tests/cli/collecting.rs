@@ -236,7 +236,7 @@ async fn archives_are_unpacked_and_looked_after_file_by_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_required_is_there_as_a_whole_or_not_at_all_and_the_rest_is_told_again() {
+async fn what_is_required_is_there_as_a_whole_or_not_at_all_and_the_rest_is_reported_again() {
     let place = Place::new();
     let url = place.0.url();
     place.0.with_sum("a.tar", &tar(&[("x", "1")]));

@@ -16,7 +16,7 @@ fn script(world: &World, name: &str, text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_be_run_is_told_as_by_a_shell_and_never_called_a_bug() {
+async fn a_command_that_cannot_be_run_is_reported_as_by_a_shell_and_never_called_a_bug() {
     let world = World::new().await;
     let plain = world.path("plain");
     std::fs::write(&plain, "echo x").unwrap();
@@ -75,7 +75,7 @@ async fn the_command_has_the_limit_of_open_files_that_it_would_have_alone() {
     assert_eq!(finish(clean(command)).await.expect(0).out(), expected);
 }
 
-/// `outhaul run` of a command that lives until it is told to end, and tells of signals.
+/// `outhaul run` of a command that lives until it is told to end, and reports signals.
 async fn living(world: &World, before: &str) -> (Running, String) {
     let told = world.path("told");
     let _ = std::fs::remove_file(&told);

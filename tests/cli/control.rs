@@ -70,7 +70,7 @@ pub fn stall(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_targets() {
+async fn a_watch_reports_every_target_and_output_and_of_a_settled_build_its_targets() {
     let world = World::new().await;
     stall(&world);
     let server = world.serve(PERSISTENT).await;
@@ -81,7 +81,7 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
     };
     let mut live = watch(&mut client, Some(next)).await;
     world.play(&world.build, server.address()).await;
-    // Outputs are told from here on.
+    // Outputs are distinguished from here on.
     let first = in_time(live.message()).await.unwrap().unwrap().event;
     assert!(matches!(first, Some(Event::Invocation(_))), "{first:#?}");
     unblock(&world);
@@ -135,7 +135,7 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_watcher_is_told_of_the_gap_and_misses_no_target_and_no_end() {
+async fn a_slow_watcher_hears_of_the_gap_and_misses_no_target_and_no_end() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
     let mut client = client(&world).await;

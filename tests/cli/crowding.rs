@@ -18,7 +18,7 @@ use crate::{
 const FILES: usize = 256;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_builds() {
+async fn held_connections_at_every_listener_keep_nobody_out_and_leave_files_for_builds() {
     let world = World::new().await;
     let mut command = Command::new("sh");
     command

@@ -63,7 +63,7 @@ async fn a_growing_file_is_followed_to_the_builds_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncated_file_is_told_with_its_offset_after_everything_before_it() {
+async fn a_truncated_file_is_reported_with_its_offset_after_everything_before_it() {
     let world = World::new().await;
     let events: Vec<Vec<u8>> = world.build.events().collect();
     let kept = events.len() - 2;
@@ -278,7 +278,7 @@ async fn actions_and_trees_are_fetched_by_digest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn digests_that_are_none_are_usage_errors() {
+async fn invalid_digests_are_usage_errors() {
     let long = "a".repeat(64);
     for digest in [
         "",

@@ -18,7 +18,7 @@ async fn status(world: &World, evicted: u64) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
+async fn what_the_cache_loses_is_reported_and_can_be_downloaded_once_it_is_back() {
     let world = World::new().await;
     let server = world
         .serve(&["--lease-renewal=200ms", "--download=minimal"])

@@ -14,7 +14,7 @@ use crate::{
     support::{World, googles_account, outhaul, program},
 };
 
-/// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
+/// A Bazel that reports its options as a real one does, the rc file's first, and writes down how it was called. With
 /// `CODES`, its calls end with one after the other. With `WAITS`, it goes on until there is a file `go`, as one that heeds
 /// no signal while its last event is not acknowledged.
 const BAZEL: &str = r#"#!/bin/bash

@@ -23,7 +23,7 @@ use crate::{
 /// What no secret may be shown in: where it is from, and the text.
 type Shown = Vec<(String, String)>;
 
-/// Secrets, each of which tells where it was planted.
+/// Secrets, each of which says where it was planted.
 #[derive(Default)]
 struct Secrets(Mutex<Vec<String>>);
 
@@ -441,7 +441,7 @@ async fn googles_key_and_token_are_shown_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn helpers_that_fail_and_settings_that_are_wrong_are_told_without_their_secrets() {
+async fn helpers_that_fail_and_settings_that_are_wrong_are_reported_without_their_secrets() {
     let mut planted = planted().await;
     let endpoint = planted.world.cache.endpoint();
     let digest = planted.world.file("part0.h").1.to_string();

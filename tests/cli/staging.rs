@@ -153,7 +153,7 @@ async fn the_output_trees_copy_is_taken_if_it_is_right_and_the_caches_if_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn optional_outputs_come_behind_or_not_at_all() {
+async fn optional_outputs_come_after_required_ones_or_not_at_all() {
     let world = World::new().await;
     let server = recorded(&world).await;
     world.cache.store().remove(world.file("lint.report").1);
@@ -241,7 +241,7 @@ async fn bytes_that_are_wrong_are_not_staged_and_leave_no_marker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_comes_behind_a_stage_that_has_failed() {
+async fn nothing_comes_after_a_stage_that_has_failed() {
     let world = World::new().await;
     // A job that is still at work goes on at once.
     let server = world

@@ -129,7 +129,7 @@ async fn a_wait_that_begins_before_the_build_hears_it_and_ends_with_its_files_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_during_the_build_tells_each_change_and_only_of_what_was_asked() {
+async fn a_wait_during_the_build_reports_each_change_and_only_of_what_was_asked() {
     let world = World::new().await;
     world
         .cache

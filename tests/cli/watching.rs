@@ -142,7 +142,7 @@ async fn each_file_has_a_line_when_it_is_whole_whenever_the_watch_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn later_builds_are_followed_and_what_is_lost_is_told() {
+async fn later_builds_are_followed_and_what_is_lost_is_reported() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
     world.play(&world.build, server.address()).await;

@@ -15,7 +15,7 @@ impl Wrapper {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("real bazel");
-        // Tells its arguments apart, and has an exit code of its own.
+        // Prints its arguments, and has an exit code of its own.
         program(
             &path,
             "#!/bin/sh\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 37\n",
@@ -53,7 +53,7 @@ async fn closed() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn building_commands_get_the_flags_behind_their_options() {
+async fn building_commands_get_the_flags_after_their_options() {
     let (world, wrapper) = (World::new().await, Wrapper::new());
     let server = world.serve(&[]).await;
     let address = server.address();

@@ -106,7 +106,7 @@ impl World {
         (ran.code == Some(0)).then(|| ran.json().remove(0))
     }
 
-    /// What is called present is there, with those bytes. Tells how many.
+    /// What is called present is there, with those bytes. Says how many.
     pub(crate) async fn assert_honest(&self, invocation_id: &str) -> usize {
         self.assert_honest_in("state", invocation_id).await
     }

@@ -232,7 +232,7 @@ async fn a_killed_gc_is_done_again_and_forgets_nothing_else() {
 /// A build tool that waits until it is told to end.
 fn waiting_tool(dir: &Path) -> PathBuf {
     let path = dir.join("bazel");
-    // Asked for its version or its options, it tells nothing.
+    // Asked for its version or its options, it says nothing.
     let text = "#!/bin/sh\ncase \"$*\" in *--version*|*--build_event_json_file*) exit 2;; esac\necho \"$@\" > \"$TOOL_DIR/args.new\"\nmv \"$TOOL_DIR/args.new\" \"$TOOL_DIR/args\"\n\
                 while [ ! -e \"$TOOL_DIR/end\" ]; do sleep 0.01; done\n";
     fs::write(&path, text).unwrap();

@@ -137,7 +137,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
             .unwrap_or_else(|e| panic!("world {}: {e}", world.seed));
         world.assert_complete(&client.build);
     } else {
-        // What it was told of comes anyway.
+        // What it had acknowledged comes anyway.
         let began = Instant::now();
         loop {
             let missing = world.missing_up_to(&client.build, client.acked());

@@ -9,8 +9,8 @@ use crate::harness::{Bazel, Daemon, Expected, Stage, Way};
 
 for_each_bazel!(real:
     a_cache_that_goes_away_fails_a_strict_build_only,
-    a_full_disk_is_told_and_fails_a_strict_build_only,
-    a_read_only_output_tree_is_told_and_fails_a_strict_build_only,
+    a_full_disk_is_reported_and_fails_a_strict_build_only,
+    a_read_only_output_tree_is_reported_and_fails_a_strict_build_only,
     a_damaged_record_costs_no_build_anything,
 );
 
@@ -169,19 +169,19 @@ fn with_a_broken_tree(stage: &Stage, script: &str, reason: &str) {
     let mut daemon = Daemon::start(&cache);
     let (lenient, strict) = (cache.settings().and(&[]), cache.settings().and(&["--strict"]));
 
-    daemon.restart_behind(&wrapper, &lenient);
+    daemon.restart_after(&wrapper, &lenient);
     let run = bazel
         .build(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
     told(&daemon, &run, "big/big.bin", reason);
 
-    daemon.restart_behind(&wrapper, &strict);
+    daemon.restart_after(&wrapper, &strict);
     let run = bazel.build(&[&[daemon.bes().as_str()], &targets[..]].concat());
     let run = fails_strictly(run, "big.bin");
     told(&daemon, &run, "big/big.bin", reason);
 
     // Nothing that was noted in bad times is believed in good ones.
-    daemon.restart_behind(&[], &strict);
+    daemon.restart_after(&[], &strict);
     bazel
         .build(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
@@ -189,7 +189,7 @@ fn with_a_broken_tree(stage: &Stage, script: &str, reason: &str) {
     daemon.settled();
 }
 
-pub(crate) fn a_full_disk_is_told_and_fails_a_strict_build_only(stage: &Stage) {
+pub(crate) fn a_full_disk_is_reported_and_fails_a_strict_build_only(stage: &Stage) {
     // The large output does not fit, the others do.
     with_a_broken_tree(
         stage,
@@ -198,7 +198,7 @@ pub(crate) fn a_full_disk_is_told_and_fails_a_strict_build_only(stage: &Stage) {
     );
 }
 
-pub(crate) fn a_read_only_output_tree_is_told_and_fails_a_strict_build_only(stage: &Stage) {
+pub(crate) fn a_read_only_output_tree_is_reported_and_fails_a_strict_build_only(stage: &Stage) {
     with_a_broken_tree(
         stage,
         "mount --bind \"$1\" \"$1\"; mount -o remount,bind,ro \"$1\"",

@@ -32,7 +32,7 @@ pub(crate) fn deleted_and_damaged_outputs_come_back_without_execution(stage: &St
     ] {
         bazel.delete(&format!("bazel-bin/{path}"));
     }
-    // Of the same length, so that only the bytes tell.
+    // Of the same length, so that only the bytes say.
     let damaged = bazel.path("bazel-bin/gen/one.txt");
     std::fs::set_permissions(&damaged, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::write(&damaged, "ONE\n").unwrap();

@@ -36,7 +36,7 @@ const ALL: &[Scenario] = scenarios![
 /// What depends less on the kind of the cache: with a server, and with a directory before a server.
 const MORE: &[Scenario] = scenarios![
     parallel::two_workspaces_build_at_the_same_time_against_one_daemon,
-    faults::a_full_disk_is_told_and_fails_a_strict_build_only,
+    faults::a_full_disk_is_reported_and_fails_a_strict_build_only,
 ];
 
 /// What depends on it least: with a server.
@@ -45,7 +45,7 @@ const MOST: &[Scenario] = scenarios![
     cold::run_needs_no_configuration,
     // Bazel downloads what this is about by itself.
     testing::every_attempt_and_run_of_a_test_is_in_its_place,
-    faults::a_read_only_output_tree_is_told_and_fails_a_strict_build_only,
+    faults::a_read_only_output_tree_is_reported_and_fails_a_strict_build_only,
     faults::a_damaged_record_costs_no_build_anything,
 ];
 

@@ -12,7 +12,7 @@ for_each_bazel!(real with 4 rarely:
     nobody_hears_of_a_target_before_its_outputs_are_there,
     nobody_hears_of_a_test_before_its_log_is_there,
     the_whole_stream_goes_on_in_order_as_bazel_sent_it,
-    a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict,
+    a_target_that_cannot_be_downloaded_goes_on_as_it_came_unless_strict,
     files_are_called_by_their_place_on_disk_when_asked_for,
 );
 
@@ -189,7 +189,7 @@ fn completes(seen: &Seen, label: &str) -> bool {
         .is_some_and(|id| matches!(id, Id::TargetCompleted(target) if target.label == label))
 }
 
-fn a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict(stage: &Stage) {
+fn a_target_that_cannot_be_downloaded_goes_on_as_it_came_unless_strict(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
     with_slow_targets(&bazel);

@@ -17,12 +17,12 @@ for_each_bazel!(real:
     a_program_is_brought_with_its_runfiles_as_bazel_itself_would,
     what_no_digest_is_known_of_is_counted,
     output_groups_that_leave_the_default_ones_out_bring_no_runfiles,
-    what_the_action_cache_holds_is_known_and_can_be_had,
+    what_the_action_cache_holds_is_known_and_can_be_downloaded,
     what_an_interrupted_build_left_is_not_believed,
     a_recorded_program_runs_without_bazel_and_then_without_the_cache,
 );
 
-for_each_bazel!(embedded: what_a_compact_log_tells_is_known_and_can_be_had);
+for_each_bazel!(embedded: what_a_compact_log_names_is_known_and_can_be_downloaded);
 
 /// What a source of the program has.
 const SOURCE: &str = "a source\n";
@@ -175,7 +175,7 @@ fn output_groups_that_leave_the_default_ones_out_bring_no_runfiles(stage: &Stage
     assert!(!bazel.has("bazel-bin/runfiles/app.data.txt"));
 }
 
-/// What `bazel dump --action_cache` tells: path, digest and size of each output, and of each file of a tree.
+/// What `bazel dump --action_cache` says: path, digest and size of each output, and of each file of a tree.
 fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     let run = bazel.run("dump", &["--action_cache"]).ok();
     let mut told = BTreeSet::new();
@@ -214,7 +214,7 @@ fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     told
 }
 
-fn what_the_action_cache_holds_is_known_and_can_be_had(stage: &Stage) {
+fn what_the_action_cache_holds_is_known_and_can_be_downloaded(stage: &Stage) {
     if stage.version == Version::Four {
         return;
     }
@@ -291,7 +291,7 @@ fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String
     mount.wait().ok();
 }
 
-fn what_a_compact_log_tells_is_known_and_can_be_had(stage: &Stage) {
+fn what_a_compact_log_names_is_known_and_can_be_downloaded(stage: &Stage) {
     if stage.version == Version::Four {
         return;
     }

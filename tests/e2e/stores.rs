@@ -244,7 +244,7 @@ fn blobs_trees_and_actions_come_from_every_store() {
 }
 
 #[test]
-fn a_wrong_address_is_told_at_once() {
+fn a_wrong_address_is_reported_at_once() {
     let dir = Scratch::new("stores");
     let digest = format!("{}/5", "0".repeat(64));
     for (url, variables, part) in [

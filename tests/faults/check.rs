@@ -140,7 +140,7 @@ fn answered(build: &Build, played: &Played) -> Result<(), String> {
     Ok(())
 }
 
-/// A message is a line that tells no secrets.
+/// A message is a line without secrets.
 fn proper(message: &str) -> Result<(), String> {
     if message.contains(SECRET)
         || SECRET

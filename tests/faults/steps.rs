@@ -21,7 +21,7 @@ pub(crate) enum Step {
     Sever(Duration),
     /// All connections die without a word after so long.
     Kill(Duration),
-    /// So many connections are dead from the beginning.
+    /// This many connections are dead from the beginning.
     Dead(u32),
 }
 

@@ -53,7 +53,7 @@ async fn is_closed(client: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn whose_a_connection_is_is_known_whatever_its_door_asks_for() {
+async fn whose_a_connection_is_is_known_whatever_its_listener_asks_for() {
     let uid = rustix::process::geteuid().as_raw();
     for token in [None, Some(Token::new("0123456789abcdef").unwrap())] {
         let access = ListenerRules::new(Rules {

@@ -24,7 +24,7 @@ pub(super) fn decode(message: &Bytes, reader: Reader) -> Option<StreamEvent> {
     for field in Fields::of(message) {
         let field = field.ok()?;
         match (field.number, field.value) {
-            // The id comes first, and tells other events apart before more is read of them.
+            // The id comes first, and distinguishes other events before more is read of them.
             (build_event::ID, Value::Bytes(bytes)) if id.is_none() => id = Some(set_id(bytes)?),
             (build_event::NAMED_SET_OF_FILES, Value::Bytes(bytes)) if set.is_none() => set = Some(bytes),
             (build_event::LAST_MESSAGE, Value::Number(number)) => last = number != 0,

@@ -268,7 +268,7 @@ fn an_aspects_configured_event_does_not_hide_the_targets_kind() {
 }
 
 #[test]
-fn a_configured_target_tells_the_configurations_that_it_is_to_be_completed_in() {
+fn a_configured_target_names_the_configurations_that_it_is_to_be_completed_in() {
     let completion = |label: &str, aspect: &str, configuration: &str| proto::BuildEventId {
         id: Some(Id::TargetCompleted(ids::TargetCompletedId {
             label: label.into(),
@@ -314,7 +314,7 @@ fn a_configured_target_tells_the_configurations_that_it_is_to_be_completed_in() 
 }
 
 #[test]
-fn an_aborted_event_tells_the_target_and_survives_a_new_reason() {
+fn an_aborted_event_names_the_target_and_survives_a_new_reason() {
     let aborted = |id, reason| {
         read(
             id,
@@ -446,7 +446,7 @@ fn bytes_that_are_no_event_are_a_skippable_error() {
 }
 
 #[test]
-fn files_that_the_build_tool_could_not_read_are_told() {
+fn files_that_the_build_tool_could_not_read_are_reported() {
     let warning = |path: &str| {
         format!("WARNING: Uploading BEP referenced local file {path}: {path} (No such file or directory)\n")
     };

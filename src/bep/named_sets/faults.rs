@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 
 use super::{NamedSets, SetBits, SetIndex};
 
-/// Sets that all answers of one stream together may go through. Behind that, a target with failures has at least one.
+/// Sets that all answers of one stream together may go through. After that, a target with failures has at least one.
 const VISITS: u64 = 2_000_000;
 
 /// What is kept from the first failure on.
@@ -151,7 +151,7 @@ mod tests {
 
     /// Were every target to go through all sets, this would be two hundred million steps.
     #[test]
-    fn many_targets_over_many_failed_sets_are_told_apart_in_time() {
+    fn many_targets_over_many_failed_sets_are_distinguished_in_time() {
         const MANY: usize = 20_000;
         let mut sets = NamedSets::new();
         for id in 0..MANY {

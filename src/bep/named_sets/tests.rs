@@ -116,7 +116,7 @@ fn a_cycle_waits_for_the_end_and_ends() {
 }
 
 #[test]
-fn nothing_is_lost_behind_a_set_that_was_expanded_too_early() {
+fn nothing_is_lost_after_a_set_that_was_expanded_too_early() {
     let mut sets = NamedSets::new();
     let mut done = SetBits::default();
     sets.insert(set("a", &["b"]));

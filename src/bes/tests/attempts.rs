@@ -90,7 +90,7 @@ async fn a_new_attempt_does_not_wait_for_one_whose_client_vanished() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_still_there_is_told_that_another_took_its_ids() {
+async fn a_client_that_is_still_there_hears_that_another_took_its_ids() {
     let daemon = Daemon::start(options(HoldMode::None), None).await;
     let mut first = Upload::open(&daemon, "one").await;
     first.send(1, "first 1");

@@ -65,7 +65,7 @@ pub(in crate::bes) struct Engine {
     delivered: Mutex<HashMap<StreamKey, Vec<i64>>>,
     changed: watch::Sender<()>,
     settlement: watch::Sender<Option<Settlement>>,
-    /// How far it is settled, if it tells.
+    /// How far it is settled, if it says.
     pub(in crate::bes) progress: watch::Sender<Option<Progress>>,
     /// One permit is used for every event; closed means no limit.
     pub(in crate::bes) gate: Semaphore,
@@ -309,7 +309,7 @@ impl Daemon {
         Self::with(engine, options, journal, &"127.0.0.1:0".parse().unwrap(), None).await
     }
 
-    /// Behind a process that was done with every stream, but for what upstream has not got.
+    /// After a process that was done with every stream, but for what upstream has not got.
     pub(in crate::bes) async fn behind_one_that_was_done(
         options: BesOptions,
         journal: &std::path::Path,

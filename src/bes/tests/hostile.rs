@@ -32,7 +32,7 @@ async fn serves_others(daemon: &Daemon, name: &str) {
 }
 
 #[tokio::test]
-async fn numbers_that_are_none_are_refused() {
+async fn invalid_numbers_are_refused() {
     let daemon = Daemon::start(options(HoldMode::None), None).await;
     for (n, number) in [0, -1, i64::MIN, i64::MAX].into_iter().enumerate() {
         // As the first one, and later.

@@ -49,7 +49,7 @@ impl Upstream {
         *self.inner.credentials.write() = other.inner.credentials();
     }
 
-    /// What tells this service from another one.
+    /// What distinguishes this service from another one.
     pub(crate) fn name(&self) -> String {
         self.inner.options.connect.endpoint.to_string()
     }

@@ -20,7 +20,7 @@ use crate::{bes::counters::Counters, builds::StreamKey, transport::Secrets};
 /// Acknowledged numbers are kept at most this often.
 const SAVED_EVERY: Duration = Duration::from_millis(100);
 
-/// How often it is looked at what does not tell of itself.
+/// How often to look at what does not report changes.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How long it takes to think that upstream acknowledges nothing before the end.
@@ -142,14 +142,14 @@ impl Forwarder {
             tokio::pin!(opened);
             while tokio::time::timeout(LOOK, &mut opened).await.is_err() {
                 // Meanwhile another one may learn that upstream cannot be reached, and no client should be held for it.
-                self.tell();
+                self.report();
             }
             self.work().await;
         };
         halt.run_until_cancelled(work).await;
         self.saver.save().await;
         // Its end is only reported when the number is kept.
-        self.tell();
+        self.report();
         self.upstream.calls.prune(&self.key.build_id);
     }
 
@@ -184,7 +184,7 @@ impl Forwarder {
             }
             self.failures = self.failures.saturating_add(1);
             self.proven = false;
-            self.tell();
+            self.report();
             self.saver.save().await;
             self.wait(wait).await;
         }
@@ -341,7 +341,7 @@ impl Forwarder {
             self.upstream.health.works();
             self.room.widen(true);
             self.saver.note(self.acked);
-            self.tell();
+            self.report();
         }
         result
     }
@@ -391,15 +391,15 @@ impl Forwarder {
         }
     }
 
-    /// Between calls: tells the end, once the number is kept.
+    /// Between calls: reports the end, once the number is kept.
     async fn conclude(&mut self) {
         if self.window.is_empty() && self.ended.is_some() {
             self.saver.save().await;
-            self.tell();
+            self.report();
         }
     }
 
-    fn tell(&self) {
+    fn report(&self) {
         let status = ForwardStatus {
             acked: self.acked,
             // The last event's number is kept, and upstream has closed: see where `conclude` is called.

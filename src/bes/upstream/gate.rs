@@ -50,7 +50,7 @@ impl Gate {
     }
 
     /// Begins to follow the build. Called before the stream's first event is looked at: a build that is long settled
-    /// when somebody asks has nothing to tell any more.
+    /// when somebody asks has nothing to report any more.
     pub(super) async fn follow(&mut self) {
         if self.policy.mode == HoldMode::Target && self.progress.is_none() {
             self.progress = self.builds.progress(&self.key).await;
@@ -75,7 +75,7 @@ impl Gate {
     /// Waits until what the event of this number reports is true, until the hold's timeout after it `came` at the
     /// latest. At a shutdown it waits forever: the engine goes first, and says nothing true any more.
     pub(super) async fn pass(&mut self, sequence: i64, came: Instant) -> Verdict {
-        // Since when the outputs are what is waited for: until the build tells what they are, no time runs.
+        // Since when the outputs are what is waited for: until the build says what they are, no time runs.
         let mut since = Some(came);
         let mut asked = false;
         loop {

@@ -1,4 +1,4 @@
-//! Whether upstream can be reached, as far as the last try of any stream tells, and the log's words on it.
+//! Whether upstream can be reached, as far as the last try of any stream says, and the log's words on it.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ pub(super) struct Health {
 #[derive(Default)]
 struct Log {
     /// An outage that was reported.
-    told: bool,
+    warned: bool,
     last: Option<Instant>,
 }
 
@@ -42,7 +42,7 @@ impl Health {
         self.down.store(true, Ordering::Relaxed);
         let (code, message) = (status.code(), status.message());
         let mut log = self.log.lock();
-        if log.told || log.last.is_some_and(|last| last.elapsed() < QUIET) {
+        if log.warned || log.last.is_some_and(|last| last.elapsed() < QUIET) {
             tracing::debug!(
                 upstream = self.endpoint,
                 of,
@@ -54,7 +54,7 @@ impl Health {
             return;
         }
         *log = Log {
-            told: true,
+            warned: true,
             last: Some(Instant::now()),
         };
         drop(log);
@@ -74,7 +74,7 @@ impl Health {
             return;
         }
         let mut log = self.log.lock();
-        if std::mem::take(&mut log.told) {
+        if std::mem::take(&mut log.warned) {
             tracing::info!(upstream = self.endpoint, "build events are forwarded again");
         }
     }

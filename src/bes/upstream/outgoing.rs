@@ -1,4 +1,4 @@
-//! What a stream's forwarder is handed, and what it tells.
+//! What a stream's forwarder is handed, and what it says.
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 

@@ -52,7 +52,7 @@ mod tests {
     use crate::bes::upstream::tests::requests;
 
     #[test]
-    fn completions_are_told_from_the_rest() {
+    fn completions_are_distinguished_from_the_rest() {
         for (id, expected) in [
             (2, Kind::Other),
             (5, Kind::Completion),

@@ -155,7 +155,7 @@ impl Supply {
 
     /// Reads a frame of the journal back. What cannot be read back cannot be sent, now or later.
     async fn frame(&mut self, came: Instant, file: Arc<std::fs::File>, path: PathBuf, at: FrameAt) {
-        let mut told = false;
+        let mut logged = false;
         let records = loop {
             let (file, path) = (Arc::clone(&file), path.clone());
             let read = tokio::task::spawn_blocking(move || journal::read_frame(&file, &path, at));
@@ -165,7 +165,7 @@ impl Supply {
                 Err(error) => error.to_string(),
             };
             // Later events must not go upstream without it; so the rest waits, and the journal stays unfinished.
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut logged, true) {
                 tracing::error!(
                     stream = %self.key, error = why,
                     "failed to read events back from the journal; this build is not forwarded until they can \

@@ -251,7 +251,7 @@ async fn unpacked(
                 outcome: "extracted",
                 unpacked: Some(one.unpacked),
             })),
-            // It is told once: the first of those that were to be there has it.
+            // It is reported once: the first of those that were to be there has it.
             (Some(Ok(_)), Some(Err(_))) => published.remove(&target).and_then(Result::err).map(Err),
             (Some(Ok(_)) | None, _) => None,
             (Some(Err(error)), _) => Some(Err(error)),

@@ -178,7 +178,7 @@ impl Service {
         let forgotten = || Status::not_found(format!("invocation {id:?} is no longer recorded"));
         let mut first = true;
         loop {
-            // In this order: what ends in between is told by the record.
+            // In this order: what ends in between is in the record.
             let changes = match &self.engine {
                 Some(engine) => engine.watch(id).await,
                 None => None,

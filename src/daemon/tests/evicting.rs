@@ -362,7 +362,7 @@ async fn random_life(seed: u64) {
 }
 
 #[tokio::test]
-async fn whatever_is_removed_can_be_had_again() {
+async fn whatever_is_removed_can_be_downloaded_again() {
     let seed = number("OUTHAUL_EVICT_SEED");
     let cases = number("OUTHAUL_EVICT_CASES").unwrap_or(if seed.is_some() { 1 } else { 40 });
     let first = seed.unwrap_or_else(|| now_ms().unsigned_abs());

@@ -29,7 +29,7 @@ async fn everybody_hears_of_builds_without_their_single_outputs() {
 }
 
 #[tokio::test]
-async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
+async fn who_asks_about_a_build_that_is_taken_up_hears_which_it_is() {
     let f = Fixture::new(false).await;
     let key = StreamKey {
         build_id: "build".to_owned(),
@@ -89,7 +89,7 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
 }
 
 #[tokio::test]
-async fn every_configuration_of_a_label_is_told_before_one_of_them_is_complete() {
+async fn every_configuration_of_a_label_is_reported_before_one_of_them_is_complete() {
     let mut f = Fixture::new(false).await;
     let configured = |configuration: &str| TargetId {
         configuration: configuration.to_owned(),

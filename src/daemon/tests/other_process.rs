@@ -11,7 +11,7 @@ fn placing_elsewhere(f: &Fixture) -> std::fs::File {
 }
 
 #[tokio::test]
-async fn what_another_process_places_late_is_put_right_before_anything_is_told_to_be_there() {
+async fn what_another_process_places_late_is_put_right_before_anything_is_reported_to_be_there() {
     for version in ["7.7.1", "4.2.3"] {
         let mut f = Fixture::new(false).await;
         f.finish().await;

@@ -294,7 +294,7 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
 }
 
 #[tokio::test]
-async fn runfiles_are_none_of_a_build_that_does_not_make_them() {
+async fn a_build_that_does_not_make_runfiles_has_none() {
     for (options, said) in [
         (&[("output_groups", "other")][..], false),
         (
@@ -333,7 +333,7 @@ async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() 
         ..Policy::default()
     });
     w.again("minimal").await;
-    // Tells where the program of a target is whose outputs are not asked for.
+    // Says where the program of a target is whose outputs are not asked for.
     w.f.send(Event::Configuration {
         id: String::new(),
         mnemonic: "k8".to_owned(),
@@ -356,7 +356,7 @@ async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() 
 }
 
 #[tokio::test]
-async fn the_execution_log_of_the_build_itself_tells_what_the_action_cache_cannot() {
+async fn the_execution_log_of_the_build_itself_says_what_the_action_cache_cannot() {
     const LOGGED: &str = "11111111-2222-3333-4444-555555555555";
     let mut w = World::new().await;
     let entries = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/execution_log/actions");
@@ -545,7 +545,7 @@ async fn random_runfiles_are_right_or_counted() {
         for (name, text) in &expected {
             match w.text(name) {
                 Some(found) => assert!(found == *text || is_damaged, "{name}: {found:?}"),
-                // The files have no checksum: of a tree whose directory is there, a damaged name can't be told from one
+                // The files have no checksum: of a tree whose directory is there, a damaged name can't be distinguished from one
                 // that was made here.
                 None if is_damaged && name.contains(".tree/") => {}
                 None => missing += 1,

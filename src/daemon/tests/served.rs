@@ -74,7 +74,7 @@ async fn with_service(f: &mut Fixture) {
     .await;
 }
 
-/// Names outputs of one target, and tells what became of them.
+/// Names outputs of one target, and says what became of them.
 async fn build(f: &mut Fixture, files: Vec<File>) -> (Settlement, InvocationRow) {
     f.set("0", files, &[]).await;
     f.complete("//:t", &["0"]).await;

@@ -40,7 +40,7 @@ const LOG_PAUSE: Duration = Duration::from_millis(200);
 const BUILDS_BEFORE: usize = 100;
 
 impl Actor {
-    /// What the action cache tells. It is believed only after a build that has written it, and if it agrees with
+    /// What the action cache says. It is believed only after a build that has written it, and if it agrees with
     /// whatever this build's events name.
     pub(super) async fn action_cache(&self, before: Option<Arc<State>>) -> Known {
         let nothing = |reason: &str| Known::Nothing(reason.to_owned());
@@ -107,7 +107,7 @@ impl Actor {
         }
     }
 
-    /// What the execution log tells that the build tool was told to write, if it is this build's.
+    /// What the execution log says that the build tool was told to write, if it is this build's.
     async fn execution_log(&self) -> Option<Facts> {
         if !self.row.finished || self.shared.roots.rules().no_action_cache {
             return None;
@@ -188,25 +188,25 @@ impl Actor {
                 OutputContent::Blob(digest) => Some(digest.function()),
                 _ => None,
             });
-        let told = || {
+        let of_command = || {
             let name = self.build.command_line()?.last("digest_function")?;
             name.parse().ok()
         };
-        of_outputs.or_else(told).unwrap_or(DigestFunction::Sha256)
+        of_outputs.or_else(of_command).unwrap_or(DigestFunction::Sha256)
     }
 
     /// For how long the cache promises to keep what Bazel finds there, by Bazel's reckoning.
     fn promised_ms(&self) -> i64 {
         let line = self.build.command_line();
-        let told = line.and_then(|line| parse_duration(line.last("experimental_remote_cache_ttl")?).ok());
-        i64::try_from(told.unwrap_or(PROMISED).as_millis()).unwrap_or(i64::MAX)
+        let promised = line.and_then(|line| parse_duration(line.last("experimental_remote_cache_ttl")?).ok());
+        i64::try_from(promised.unwrap_or(PROMISED).as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// What the action cache tells now, or has more than before, with the trees of which nothing new is told.
+    /// What the action cache says now, or has more than before, with the trees of which nothing new is known.
     async fn read_again(&self, before: Option<Remembered>) -> (Known, Trees) {
         let (state, trees) = before.map(|before| (before.state, before.trees)).unzip();
-        let told = self.action_cache(state).await;
-        let trees = match &told {
+        let known = self.action_cache(state).await;
+        let trees = match &known {
             Known::Facts(facts, _) if facts.extent() == Extent::Grown => {
                 let mut trees = Arc::unwrap_or_clone(trees.unwrap_or_default());
                 trees.retain(|tree, _| facts.tree(tree.as_str()).next().is_none());
@@ -214,7 +214,7 @@ impl Actor {
             }
             _ => Arc::default(),
         };
-        (told, trees)
+        (known, trees)
     }
 
     /// Records what the action cache says, after everything that the build waits for.
@@ -224,11 +224,11 @@ impl Actor {
         };
         let (id, version) = (place.id, place.version);
         let before = self.shared.action_cache(id);
-        let (told, trees) = match place.known.take() {
+        let (known, trees) = match place.known.take() {
             Some(read) => read,
             None => self.read_again(before).await,
         };
-        let (facts, state) = match told {
+        let (facts, state) = match known {
             Known::Facts(facts, state) => (facts, Some(state)),
             Known::Unchanged => return,
             Known::Nothing(_) => match self.execution_log().await {

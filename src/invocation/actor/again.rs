@@ -115,8 +115,8 @@ impl Actor {
     }
 }
 
-/// Whether a build tool of this version may delete at the end of a command what is there. One that does not tell its
-/// version, or tells it in another way, may.
+/// Whether a build tool of this version may delete at the end of a command what is there. One that does not say its
+/// version, or says it in another way, may.
 pub(super) fn deletes_at_its_end(version: &str) -> bool {
     let major = version.split(['.', '-', ' ']).next().unwrap_or_default();
     major.parse::<u32>().map_or(true, |major| major < TIDY_SINCE)

@@ -532,7 +532,7 @@ mod tests {
     const B: &str = "bazel-out/b";
 
     #[test]
-    fn what_is_on_its_way_is_counted_until_its_end_is_told() {
+    fn what_is_on_its_way_is_counted_until_its_end_is_reported() {
         use Class::{Known, Optional, Required};
         let failed = || Outcome::Failed("no".to_owned());
         // What is named, what comes to its end, and what is on its way then, is known and has failed.

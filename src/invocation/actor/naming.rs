@@ -39,7 +39,7 @@ impl Actor {
                         workspace: self.row.workspace.clone(),
                         command: self.row.command.clone(),
                     };
-                    self.tell(None, &begun);
+                    self.notify(None, &begun);
                 }
                 Effect::ExecRoot(path) => self.exec_root(path).await,
                 Effect::Announced(targets) => self.announce(targets),
@@ -184,14 +184,14 @@ impl Actor {
     fn announce(&mut self, targets: Vec<TargetId>) {
         for target in targets {
             if let Some(index) = self.ledger.announce(target) {
-                self.tell_target(index);
+                self.announce_target(index);
             }
         }
     }
 
     fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd, sequence: i64) {
         if let Some(index) = self.ledger.target_ended(target, end, sequence) {
-            self.tell_target(index);
+            self.announce_target(index);
         }
     }
 }

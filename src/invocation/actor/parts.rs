@@ -60,7 +60,7 @@ impl Unwritten {
     }
 }
 
-/// What the action cache tells.
+/// What the action cache says.
 pub(super) enum Known {
     /// These facts.
     Facts(Facts, Arc<State>),

@@ -10,8 +10,8 @@ use super::Actor;
 use crate::{bep::event::TargetId, builds::Progress, invocation::feed::Change};
 
 impl Actor {
-    /// Tells how far the build is settled, if that has changed.
-    pub(super) fn tell_progress(&mut self) {
+    /// Announces how far the build is settled, if that has changed.
+    pub(super) fn announce_progress(&mut self) {
         if self.recheck.holds() {
             return;
         }
@@ -52,25 +52,25 @@ impl Actor {
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>) {
         let failed = self.build.failures(target);
         if let Some(index) = self.ledger.target_settled(target, failed) {
-            self.tell_target(index);
+            self.announce_target(index);
         }
     }
 
     /// Notifies the listeners what a target is now.
-    pub(super) fn tell_target(&mut self, index: usize) {
+    pub(super) fn announce_target(&mut self, index: usize) {
         if let Some((_, row)) = self.ledger.targets.get_index(index)
             && !row.label.is_empty()
         {
             let change = Change::Target(row.clone());
-            self.tell(Some(index), &change);
+            self.notify(Some(index), &change);
         }
     }
 
     /// Notifies the listeners.
-    pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
-        self.followers.listeners.tell(target, change);
+    pub(super) fn notify(&mut self, target: Option<usize>, change: &Change) {
+        self.followers.listeners.notify(target, change);
         if !matches!(change, Change::Output { .. }) {
-            self.shared.tell(&self.row.invocation_id, change);
+            self.shared.notify(&self.row.invocation_id, change);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! After the end of the stream: what programs that were asked for need at run time.
 //!
-//! Bazel's top-level mode brings the runfiles of what is asked for. The manifests tell their names; their digests are
+//! Bazel's top-level mode brings the runfiles of what is asked for. The manifests have their names; their digests are
 //! those of the stream, or of Bazel's action cache ([`crate::action_cache`]). Only what is absent is brought: a file that
 //! lies there is newer than what the action cache says. What is absent and has no digest has failed.
 
@@ -89,8 +89,8 @@ impl Actor {
         if self.trees_are_whole(&missing).await {
             return;
         }
-        let told = self.action_cache(None).await;
-        self.want_runfiles(missing, told).await;
+        let cached = self.action_cache(None).await;
+        self.want_runfiles(missing, cached).await;
     }
 
     /// The programs that have manifests, with the targets that they are of, and whether that is sure.
@@ -226,7 +226,7 @@ impl Actor {
         are_there.await.unwrap_or(false)
     }
 
-    async fn want_runfiles(&mut self, missing: Vec<Missing>, told: Known) {
+    async fn want_runfiles(&mut self, missing: Vec<Missing>, cached: Known) {
         let Some(place) = self.site.open_root() else {
             return;
         };
@@ -242,7 +242,7 @@ impl Actor {
         let may_be_hollow = self.build.command_line().is_none_or(is_minimal);
         let look = move || {
             let look = |(missing, is_on_its_way): (Missing, bool)| {
-                let mut outputs = match &told {
+                let mut outputs = match &cached {
                     Known::Facts(facts, _) => of_facts(facts, &missing.path),
                     _ => Vec::new(),
                 };
@@ -253,9 +253,9 @@ impl Actor {
                 Found::look(missing, outputs, &root, may_be_hollow && !is_on_its_way)
             };
             let found: Vec<Found> = missing.into_iter().map(look).collect();
-            (found, told, known)
+            (found, cached, known)
         };
-        let Ok((found, told, known)) = spawn_blocking(look).await else {
+        let Ok((found, cached, known)) = spawn_blocking(look).await else {
             tracing::error!("looking for runfiles panicked; this is a bug in outhaul");
             return;
         };
@@ -263,7 +263,7 @@ impl Actor {
         let mut wants: HashMap<Arc<TargetId>, Vec<Named>> = HashMap::new();
         let mut trees = HashMap::new();
         for found in found {
-            let Some(named) = self.named_of(&found, &told) else {
+            let Some(named) = self.named_of(&found, &cached) else {
                 continue;
             };
             if !named.is_empty() {
@@ -277,7 +277,7 @@ impl Actor {
         }
         // It is remembered when it is recorded.
         if let Site::Open(place) = &mut self.site {
-            place.known = Some((told, Arc::new(trees)));
+            place.known = Some((cached, Arc::new(trees)));
         }
         for (target, named) in wants {
             self.outputs(target, named).await;
@@ -286,7 +286,7 @@ impl Actor {
     }
 
     /// What is wanted of what was found; `None` if it is lost.
-    fn named_of(&mut self, found: &Found, told: &Known) -> Option<Vec<Named>> {
+    fn named_of(&mut self, found: &Found, cached: &Known) -> Option<Vec<Named>> {
         let Missing {
             target,
             is_sure,
@@ -295,7 +295,7 @@ impl Actor {
             ..
         } = &found.missing;
         let tree = Some(path.as_str()).filter(|_| found.is_tree());
-        if let Some(reason) = found.is_lost(told) {
+        if let Some(reason) = found.is_lost(cached) {
             let verdict = self
                 .build
                 .select_runfile(&target.label, path.as_str(), tree, None);
@@ -455,7 +455,7 @@ impl Found {
     }
 }
 
-/// What the action cache tells of a path: a file, or the files of a tree.
+/// What the action cache has at a path: a file, or the files of a tree.
 fn of_facts(facts: &Facts, path: &ExecPath) -> Vec<(ExecPath, OutputContent)> {
     let output =
         |output: &action_cache::Output| (output.path.clone(), OutputContent::Blob(output.digest.clone()));

@@ -48,7 +48,7 @@ pub(super) struct OpenRoot {
 
 /// What is kept of a closed output root.
 pub(super) struct Left {
-    /// Tells whether the root is still open.
+    /// Says whether the root is still open.
     root: u32,
     left: LeftRoot,
     had_session: bool,
@@ -212,9 +212,10 @@ impl Actor {
             Ok(cache) => {
                 self.note_cache(&cache);
                 for option in cache.left_out() {
-                    let told = format!("not using one of the build's options for its remote cache: {option}");
-                    tracing::warn!(invocation = %self.row.invocation_id, "{told}");
-                    self.ledger.tally.note(&told);
+                    let message =
+                        format!("not using one of the build's options for its remote cache: {option}");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{message}");
+                    self.ledger.tally.note(&message);
                 }
                 if served.is_some() {
                     (cache.remote_blobs(), None)
@@ -277,13 +278,13 @@ impl Actor {
         } else {
             ""
         };
-        let told = format!(
+        let message = format!(
             "{} provides this build's outputs: outputs that can be read there count as present, and outhaul \
              writes none{but}",
             served.by
         );
-        tracing::info!(invocation = %self.row.invocation_id, "{told}");
-        self.ledger.tally.note(&told);
+        tracing::info!(invocation = %self.row.invocation_id, "{message}");
+        self.ledger.tally.note(&message);
         Some(served)
     }
 

@@ -1,6 +1,6 @@
 //! Outputs that the stream names without a digest.
 //!
-//! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
+//! A build tool names no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
 //! the files of tests, any with `--experimental_build_event_upload_strategy=local`, and of a directory that is not a tree
 //! artifact. Nobody can bring them, and no matter who made them, they are what the build says they are if they are there.
 
@@ -34,7 +34,7 @@ impl Actor {
 
     /// Counts each as present or as failed. What another event has named with its content is looked after as that. Where
     /// Bazel itself downloads, it has left out what is absent, as it does alone: such as the `test.xml` of a cached test
-    /// of `coverage`. That is told, and fails nothing.
+    /// of `coverage`. That is reported, and fails nothing.
     pub(super) async fn look_for_undigested(&mut self) {
         if self.undigested.is_empty() {
             return;

@@ -60,7 +60,7 @@ pub enum Effect {
     Outputs(Arc<TargetId>, Vec<Named>),
     /// A target came to its end, by the event of this number; its outputs came before.
     Target(Arc<TargetId>, TargetEnd, i64),
-    /// All tests of a target were run, as the event of this number tells; their outputs came before.
+    /// All tests of a target were run, as the event of this number says; their outputs came before.
     Tested(Arc<TargetId>, i64),
     /// Links into the output base.
     ConvenienceSymlinks(Vec<ConvenienceSymlink>),
@@ -69,7 +69,7 @@ pub enum Effect {
     Unnamed(Vec<ExecPath>),
     /// Something named cannot be an output: why, in words.
     Refused(String),
-    /// Outputs of one target that the build tool names without telling their content: a local file of one that tells no
+    /// Outputs of one target that the build tool names without saying their content: a local file of one that names no
     /// digests there. They are on its disk, or cannot be downloaded.
     Undigested(Arc<TargetId>, Vec<(Class, ExecPath)>),
     /// An output that cannot be downloaded, whatever the cache does: its path or its digest is invalid.

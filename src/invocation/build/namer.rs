@@ -58,7 +58,7 @@ impl<'a> Namer<'a> {
     }
 
     /// What has been named, as effects.
-    pub(super) fn tell(self, target: &Arc<TargetId>, effects: &mut Vec<Effect>) {
+    pub(super) fn finish(self, target: &Arc<TargetId>, effects: &mut Vec<Effect>) {
         effects.extend(self.unusable);
         if !self.outputs.is_empty() {
             effects.push(Effect::Outputs(target.clone(), self.outputs));
@@ -222,7 +222,7 @@ pub(super) fn event_of(sets: &NamedSets, set: SetIndex) -> Arc<str> {
     format!("named_set {}", sets.id(set)).into()
 }
 
-/// What a file is, if the stream tells it, and its size, if it has one.
+/// What a file is, if the stream says it, and its size, if it has one.
 fn content_of(file: &File) -> Option<(OutputContent, Option<u64>)> {
     match &file.content {
         Content::Blob(digest) => Some((OutputContent::Blob(digest.clone()), Some(digest.size()))),

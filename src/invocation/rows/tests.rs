@@ -220,7 +220,7 @@ fn a_stamp_is_handed_on_only_with_the_content_that_it_was_taken_of() {
 }
 
 #[test]
-fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
+fn what_the_action_cache_says_takes_nothing_back_that_a_stream_has_said() {
     use crate::action_cache::write::{Action, Metadata, Written};
     let f = Fixture::new();
     let path = |name: &str| ExecPath::new(&format!("bazel-out/{name}")).unwrap();
@@ -262,7 +262,7 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     assert_eq!(take_in(&one, &first, &|_| false), Ok(Taken::All));
     assert_eq!(state("x"), Some((blob("stream"), false)));
     assert_eq!(state("y"), Some((blob("y1"), true)));
-    // The next tells more of one, nothing of another.
+    // The next says more of one, nothing of another.
     let two = f.begin("two");
     assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(Taken::All));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
@@ -340,7 +340,7 @@ enum Place {
     /// A file, or a link that leads out of the output tree.
     File(u8),
     Outside,
-    /// A tree with so many files.
+    /// A tree with this many files.
     Tree(u8, u8),
 }
 

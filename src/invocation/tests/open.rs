@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_event_is_open_until_its_outputs_are_told() {
+fn an_event_is_open_until_its_outputs_are_reported() {
     let mut build = Build::new(Policy::default());
     // Waits for the command and the root, then for a set.
     build.handle(1, completed("//x", &["0"], false));

@@ -1,4 +1,4 @@
-//! Trees, in whichever order events tell of them: which files are wanted by a tree's root, and that no tree with files
+//! Trees, in whichever order events report them: which files are wanted by a tree's root, and that no tree with files
 //! is taken for an empty one.
 //!
 //! `OUTHAUL_HOSTILE_CASES` is how many random builds there are, `OUTHAUL_HOSTILE_SEED` repeats one.

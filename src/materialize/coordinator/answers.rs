@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::want::{Completion, Session};
 use crate::metrics::Metrics;
 
-/// What is not told yet.
+/// What is not reported yet.
 #[derive(Default)]
 pub(super) struct Answers {
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
@@ -37,7 +37,7 @@ impl Answers {
         &mut self.outbox[index].1
     }
 
-    /// Counts ends, for [`deliver`](Self::deliver) to tell: the metrics' map is too dear for every file.
+    /// Counts ends, for [`deliver`](Self::deliver) to report: the metrics' map is too dear for every file.
     pub(super) fn ended(&mut self, source: &'static str, outcome: &'static str, count: u64) {
         if count == 0 {
             return;

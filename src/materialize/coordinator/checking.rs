@@ -154,7 +154,7 @@ impl Coordinator {
             match result {
                 Ok(Check::Present { stamp, how }) => {
                     if let Some(other) = self.job_of_other_content(&session.root, &want) {
-                        self.check_behind(other, &session, want, shard);
+                        self.check_after(other, &session, want, shard);
                         continue;
                     }
                     let outcome = Outcome::Present {
@@ -219,7 +219,7 @@ impl Coordinator {
 
     /// What a later want is after was there when it was looked for; but an earlier one's bytes may be on their way to
     /// the same path. That ends, and there is another look after whatever it has done.
-    fn check_behind(&mut self, earlier: JobId, session: &Arc<Session>, want: Want, shard: usize) {
+    fn check_after(&mut self, earlier: JobId, session: &Arc<Session>, want: Want, shard: usize) {
         self.abort_stream(earlier);
         self.finish(earlier, Outcome::Superseded);
         let item = CheckItem {

@@ -16,7 +16,7 @@ use crate::{
 /// one is seeded as well.
 pub(super) type Hashing = foldhash::fast::RandomState;
 
-/// Tells caches apart: the address of the store, which the entry keeps alive.
+/// Distinguishes caches: the address of the store, which the entry keeps alive.
 pub(super) type CacheId = usize;
 
 pub(super) struct Asker {

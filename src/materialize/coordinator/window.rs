@@ -22,7 +22,7 @@ const LEAST_BATCH: u64 = 256 << 10;
 const PERIOD: Duration = Duration::from_millis(50);
 /// The longest time for which bytes are asked for ahead. Longer round trips than half of it are rare.
 const QUEUE: Duration = Duration::from_millis(500);
-/// For how long a fast batch tells what the round trip is.
+/// For how long a fast batch says what the round trip is.
 const FORGET: Duration = Duration::from_secs(10);
 
 /// What is under way, and how much of it there may be.

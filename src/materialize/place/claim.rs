@@ -122,7 +122,7 @@ pub struct Claim {
     who: String,
     open: RwLock<Option<Arc<Open>>>,
     /// The version of another process's build that has been logged.
-    told: AtomicU64,
+    announced: AtomicU64,
 }
 
 /// While it lives, no matter who begins a newer build elsewhere waits, for some time.
@@ -151,7 +151,7 @@ impl Claim {
             path: output_base.join(file),
             who: who.to_owned(),
             open: RwLock::default(),
-            told: AtomicU64::new(0),
+            announced: AtomicU64::new(0),
         }
     }
 
@@ -279,7 +279,7 @@ impl Claim {
         if there.version <= version || is_own {
             return true;
         }
-        if self.told.swap(there.version, Ordering::Relaxed) != there.version {
+        if self.announced.swap(there.version, Ordering::Relaxed) != there.version {
             let mut words = [0; MAX_WORDS];
             // They may be just being written.
             let length = open.file.read_at(&mut words, LEN as u64).unwrap_or_default();

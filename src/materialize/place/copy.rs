@@ -132,7 +132,7 @@ fn copy_bytes(
     while copied < size {
         let piece = usize::try_from(size - copied).unwrap_or(PIECE).min(PIECE);
         match fs::copy_file_range(source, None, file, None, piece) {
-            // The source has become shorter; the stamp will tell.
+            // The source has become shorter; the stamp will say.
             Ok(0) => return Ok(()),
             Ok(n) => copied += n as u64,
             Err(Errno::INTR) => {}

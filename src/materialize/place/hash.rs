@@ -58,7 +58,7 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// What is known without reading; `None` when the bytes have to tell.
+    /// What is known without reading; `None` when the bytes have to be read.
     pub(super) fn at_first_sight(&self, seen: &Stat, taken: i64, recorded: Option<&Stamp>) -> Option<Check> {
         let now = sys::stamp(seen, taken);
         if sys::file_type(seen) != FileType::RegularFile || now.size != self.size() {

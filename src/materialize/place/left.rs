@@ -39,10 +39,10 @@ enum LeftTree {
 fn known(fd: impl std::os::fd::AsFd) -> rustix::io::Result<Known> {
     let inode = sys::inode(&fs::fstat(&fd)?);
     let made = fs::statx(&fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok();
-    let made = made.filter(|told| told.stx_mask & StatxFlags::BTIME.bits() != 0);
+    let made = made.filter(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0);
     Ok(Known {
         inode,
-        made: made.map(|told| (told.stx_btime.tv_sec, told.stx_btime.tv_nsec)),
+        made: made.map(|stat| (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)),
     })
 }
 

@@ -19,7 +19,7 @@ use crate::exec_path::ExecPath;
 
 /// The output whose mode is that of all.
 const STATUS: &str = "bazel-out/volatile-status.txt";
-/// What a directory and a file have where nothing tells.
+/// What a directory and a file have where nothing says.
 const DIRECTORY: u32 = 0o755;
 /// What Bazel gives at the least, when it has written something whole; before, a file has no right to execute.
 const FILE_LEAST: u32 = 0o500;

@@ -120,7 +120,7 @@ impl<'a> Site<'a> {
         mut file: NewFile,
     ) -> Result<Placed, PlaceError> {
         let permit = job.permit(self.path)?;
-        if let Some(stamp) = self.publish_behind(job, digest, &mut file, &permit) {
+        if let Some(stamp) = self.publish_after(job, digest, &mut file, &permit) {
             let how = How::Created;
             return Ok(Placed { stamp, how });
         }
@@ -153,7 +153,7 @@ impl<'a> Site<'a> {
 
     /// Publishes it where the link leads that is here, if nothing has that name: the link stays, as in Bazel's own
     /// downloads, where the link's target exists as well. `None` if that cannot be.
-    fn publish_behind(
+    fn publish_after(
         &self,
         job: &Job<'_>,
         digest: &Digest,

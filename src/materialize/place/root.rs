@@ -207,7 +207,7 @@ impl OutputRoot {
         Ok(())
     }
 
-    /// The build that has begun is over, or cannot be told from one that is: the `bazel-out` that is there now, or else
+    /// The build that has begun is over, or cannot be distinguished from one that is: the `bazel-out` that is there now, or else
     /// the first one that appears, is the last one that its files go into.
     ///
     /// # Errors

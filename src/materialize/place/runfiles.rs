@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_lies_in_bazel_out_or_the_reader_is_told_where() {
+    fn what_is_read_lies_in_bazel_out_or_the_reader_hears_where() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         let exec_root = base.join("execroot/_main");

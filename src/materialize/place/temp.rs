@@ -332,7 +332,7 @@ pub(crate) fn temp_in(parent: &OwnedFd, path: &Path) -> Result<TempDir, PlaceErr
 
 const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// What tells a mount from others; the device, where the kernel is too old to say.
+/// What distinguishes a mount from others; the device, where the kernel is too old to say.
 pub(super) fn mount(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     match fs::statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID) {
         Ok(stat) if stat.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Ok(stat.stx_mnt_id),

@@ -44,7 +44,7 @@ pub(super) fn find_dir(root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>
         Ok(Some(dir)) => return Ok(Some(Arc::new(dir))),
         // A missing component is not made up for by links before it.
         Err(Errno::NOENT) => return Ok(None),
-        // A link, a file, a rename just now, no `openat2`: walking tells which.
+        // A link, a file, a rename just now, no `openat2`: walking says which.
         Ok(None) | Err(_) => {}
     }
     let mut walk = Walk::new(root, path, None)?;
@@ -174,7 +174,7 @@ pub(super) enum End {
     Nothing,
     /// A name below `bazel-out` that is not a link, if it is there at all.
     Spot(Spot),
-    /// By a link that is an output itself, to this absolute path outside of `bazel-out`, as far as the link's text tells.
+    /// By a link that is an output itself, to this absolute path outside of `bazel-out`, as far as the link's text says.
     Outside(PathBuf),
 }
 
@@ -439,7 +439,7 @@ impl<'a> Walk<'a> {
         Err(error("open directory for", Errno::BUSY))
     }
 
-    /// Whether a link's target in the present directory is not below the root, as far as its text tells.
+    /// Whether a link's target in the present directory is not below the root, as far as its text says.
     fn leads_out(&self, target: &Path) -> bool {
         if target.is_absolute() && self.root.below(target).is_none() {
             return true;

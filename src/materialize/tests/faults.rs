@@ -139,7 +139,7 @@ async fn every_asker_is_answered_whatever_the_store_does() {
 }
 
 #[tokio::test]
-async fn a_blob_evicted_before_it_is_read_is_told_and_asked_for_again_when_wanted_again() {
+async fn a_blob_evicted_before_it_is_read_is_reported_and_asked_for_again_when_wanted_again() {
     for size in [10, 3 << 20] {
         let f = Fixture::new().await;
         let digest = f.cache.store().put(vec![1; size]);

@@ -86,7 +86,7 @@ impl Store {
         })
     }
 
-    /// Applies changes of a root's outputs. Tells how many blocks could not be read, and so were lost.
+    /// Applies changes of a root's outputs. Says how many blocks could not be read, and so were lost.
     pub(in crate::record) fn apply_outputs(
         &self,
         root: RootId,

@@ -308,7 +308,7 @@ async fn a_store_that_cannot_be_used_is_asked_once_in_a_life_and_one_that_keeps_
 
 #[tokio::test]
 async fn wrong_bytes_are_asked_for_once_more_and_then_of_the_next_store() {
-    // `read_blob` asks as the materializer does: it verifies, and tells the store.
+    // `read_blob` asks as the materializer does: it verifies, and says the store.
     let long = "longer than a batch";
     for text in ["a", long] {
         let first = store("first", &["a", long], Act::Wrong);

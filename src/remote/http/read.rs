@@ -174,18 +174,18 @@ impl Transfer<'_> {
         start: u64,
     ) -> Result<(), RemoteError> {
         let size = self.digest.size();
-        let told = length(headers);
+        let given = length(headers);
         // On a second try: decoded, it was wrong.
-        let is_plain = self.way == Way::Undecoded || self.fresh && told == Some(size);
+        let is_plain = self.way == Way::Undecoded || self.fresh && given == Some(size);
         let mut decoder = match is_plain {
             true => Decoder::Plain,
             false => Decoder::of(headers).map_err(|e| self.protocol(e))?,
         };
-        if let Some(told) = told.filter(|_| decoder.is_plain())
-            && (start.saturating_add(told) > size
-                || start == 0 && told < size && !headers.contains_key(header::CONTENT_RANGE))
+        if let Some(given) = given.filter(|_| decoder.is_plain())
+            && (start.saturating_add(given) > size
+                || start == 0 && given < size && !headers.contains_key(header::CONTENT_RANGE))
         {
-            return Err(self.protocol(format!("the server has {told} bytes of it")));
+            return Err(self.protocol(format!("the server has {given} bytes of it")));
         }
         let options = &self.server.options;
         let mut watch = StallWatch::new(options.stall_timeout, options.min_throughput);

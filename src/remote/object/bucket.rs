@@ -115,7 +115,7 @@ pub(crate) struct Bucket {
     opened: Opened,
     options: RemoteOptions,
     retry: RetryPolicy,
-    /// Whether we may list it: if not, S3 does not tell what is missing from what is forbidden.
+    /// Whether we may list it: if not, S3 does not distinguish what is missing from what is forbidden.
     listable: OnceCell<bool>,
     /// Whether the bucket is known to be there, so that a bare 404 is about an object.
     there: AtomicBool,
@@ -316,7 +316,7 @@ impl Bucket {
             }
             Err(error) => error,
         };
-        // An answer to HEAD has no body that would tell what is wrong.
+        // An answer to HEAD has no body that would say what is wrong.
         let vague = find(&error).is_some_and(|refusal: &Refusal| {
             refusal.is_vague() && (refusal.status != 404 || !self.there.load(Relaxed))
         });
@@ -363,12 +363,12 @@ impl Bucket {
         }
     }
 
-    /// The error of a read. A missing object is told as 403 where we may not list, and a missing bucket by some as a bare
+    /// The error of a read. A missing object is reported as 403 where we may not list, and a missing bucket by some as a bare
     /// 404.
     async fn missing_or_forbidden(&self, context: String, error: &object_store::Error) -> RemoteError {
-        let told = self.refused(context.clone(), error);
+        let explained = self.refused(context.clone(), error);
         let Some(refusal) = find::<Refusal>(error) else {
-            return told;
+            return explained;
         };
         if refusal.is_vague() && refusal.status == 404 && !self.there.load(Relaxed) {
             return match self.list_one(&self.address.to_string()).await {
@@ -379,15 +379,15 @@ impl Bucket {
                         ..error
                     }
                 }
-                _ => told,
+                _ => explained,
             };
         }
         // Without credentials it is more likely that nothing there is ours to read, until something was.
-        let is_stranger = self.opened.is_anonymous() && !self.there.load(Relaxed);
-        // Azure tells.
+        let is_anonymous = self.opened.is_anonymous() && !self.there.load(Relaxed);
+        // Azure says.
         let is_clear = self.address.provider == Provider::Azure;
-        if told.kind != RemoteErrorKind::Denied || refusal.status != 403 || is_stranger || is_clear {
-            return told;
+        if explained.kind != RemoteErrorKind::Denied || refusal.status != 403 || is_anonymous || is_clear {
+            return explained;
         }
         let listable = self
             .listable
@@ -401,12 +401,12 @@ impl Bucket {
             .await;
         if listable == Ok(&false) {
             let message = format!(
-                "not in the bucket, or not ours to read: the store does not tell, since we may not list ({})",
-                told.message
+                "not in the bucket, or not ours to read: the store does not say, since we may not list ({})",
+                explained.message
             );
             return RemoteError::new(RemoteErrorKind::NotFound, context, message);
         }
-        told
+        explained
     }
 
     /// Gets the credentials, if they are not here yet.
@@ -428,13 +428,13 @@ impl Bucket {
         let reason = match tokio::time::timeout(patience, (self.opened.ready)()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
-                let told = explain(context.to_owned(), &error);
-                let kind = if told.is_retryable() {
-                    told.kind
+                let explained = explain(context.to_owned(), &error);
+                let kind = if explained.is_retryable() {
+                    explained.kind
                 } else {
                     RemoteErrorKind::Unauthenticated
                 };
-                (kind, told.message)
+                (kind, explained.message)
             }
             Err(_) => (
                 RemoteErrorKind::Timeout,
@@ -454,22 +454,22 @@ impl Bucket {
     }
 
     fn refused(&self, context: String, error: &object_store::Error) -> RemoteError {
-        let mut told = explain(context, error);
+        let mut explained = explain(context, error);
         if find::<Refusal>(error).is_some_and(Refusal::is_changed) {
-            told.message = "the object changed while it was read".to_owned();
+            explained.message = "the object changed while it was read".to_owned();
         }
-        if told.kind == RemoteErrorKind::Unauthenticated
+        if explained.kind == RemoteErrorKind::Unauthenticated
             && let Some(profile) = &self.opened.profile
         {
             profile.forget();
         }
         if matches!(
-            told.kind,
+            explained.kind,
             RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated
         ) {
-            told.message = format!("{}; asked with {}", told.message, self.opened.shown);
+            explained.message = format!("{}; asked with {}", explained.message, self.opened.shown);
         }
-        told
+        explained
     }
 
     fn context(&self, name: &str) -> String {

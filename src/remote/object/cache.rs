@@ -155,7 +155,7 @@ impl ObjectCache {
         let size = match self.layout.encoding(Kind::Blob) {
             Encoding::Identity => self.retrying(|| self.bucket.size(&key).boxed()).await,
             Encoding::Zstd => Err(unknown(
-                "compressed objects do not tell their size: give HASH/SIZE",
+                "compressed objects do not have their size: give HASH/SIZE",
             )),
             Encoding::Casblob => self.retrying(|| self.casblob_size(&key, &what).boxed()).await,
         };

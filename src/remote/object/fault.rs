@@ -1,6 +1,6 @@
 //! What a store's errors mean.
 //!
-//! Stores tell what is wrong by a word in the answer's body (`<Code>`), and Azure in a header, too. The status alone does
+//! Stores say what is wrong by a word in the answer's body (`<Code>`), and Azure in a header, too. The status alone does
 //! not: S3 answers 404 for a missing bucket and 403 for a missing object that the caller may not list.
 
 use std::{
@@ -117,7 +117,7 @@ impl Refusal {
         self.status == 412
     }
 
-    /// Whether only the status tells that something is missing.
+    /// Whether only the status says that something is missing.
     pub(super) fn is_vague(&self) -> bool {
         self.code.is_empty() && matches!(self.status, 400..=404)
     }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_of_another_region_is_told_where_it_is() {
+    fn a_bucket_of_another_region_is_reported_where_it_is() {
         for refusal in [
             refusal(301, &[("x-amz-bucket-region", "eu-central-1")], ""),
             refusal(

@@ -2,7 +2,7 @@
 //!
 //! The `object_store` crate has the three protocols: signatures, names, listings. Everything around a request is ours: the
 //! HTTP client (`service`), time-outs, retries, where credentials come from (`credentials`), and what an error means
-//! (`fault`). The crate's own limits would end a large object after half a minute, and its errors do not tell a missing
+//! (`fault`). The crate's own limits would end a large object after half a minute, and its errors do not distinguish a missing
 //! object from a missing bucket.
 
 #[cfg_attr(not(feature = "archives"), allow(dead_code, reason = "only collections list"))]

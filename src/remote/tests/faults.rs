@@ -71,7 +71,7 @@ async fn a_stream_that_breaks_at_any_offset_is_resumed() {
 }
 
 #[tokio::test]
-async fn each_code_of_a_blob_is_told_and_harms_no_other() {
+async fn each_code_of_a_blob_is_reported_and_harms_no_other() {
     let cache = start().await;
     let (bad, good) = (cache.store().put(&b"bad"[..]), cache.store().put(&b"good"[..]));
     let (client, _) = client_of(&cache, |o| o.retries = 1);
@@ -244,7 +244,7 @@ async fn a_blob_evicted_between_the_question_and_the_read_is_missing_until_it_is
 }
 
 #[tokio::test]
-async fn whatever_answers_instead_of_the_server_is_told_in_clean_words() {
+async fn whatever_answers_instead_of_the_server_is_reported_in_clean_text() {
     let cache = start().await;
     let digest = cache.store().put(blob(SIZE));
     let (client, _) = client_of(&cache, |o| {

@@ -48,7 +48,7 @@ async fn capabilities_are_asked_once_by_all_who_want_them() {
 }
 
 #[tokio::test]
-async fn a_failure_to_tell_capabilities_is_not_remembered() {
+async fn a_failure_to_get_capabilities_is_not_remembered() {
     let fake = Fake::new();
     fake.script().capability_errors = [Status::permission_denied("later")].into();
     let cache = client(&fake, |_| {}).await;
@@ -60,7 +60,7 @@ async fn a_failure_to_tell_capabilities_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_tell_is_taken_for_a_plain_one() {
+async fn a_server_that_cannot_say_is_taken_for_a_plain_one() {
     let fake = Fake::new();
     fake.script().capability_errors = [Status::unimplemented("what?")].into();
     let cache = client(&fake, |_| {}).await;
@@ -87,7 +87,7 @@ async fn an_unknown_digest_function_is_refused_with_what_there_is() {
 }
 
 #[tokio::test]
-async fn missing_blobs_are_told_in_order_and_once() {
+async fn missing_blobs_are_reported_in_order_and_once() {
     let fake = Fake::new();
     let there = fake.put(b"there");
     let (x, y) = (digest(b"x"), digest(b"y"));
@@ -209,7 +209,7 @@ async fn a_root_directory_is_fetched_by_pages_or_level_by_level() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_gone_is_told_as_missing() {
+async fn a_directory_that_is_gone_is_reported_as_missing() {
     let fake = Fake::new();
     let gone = digest(b"gone");
     let root = Directory {

@@ -139,7 +139,7 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
 }
 
 #[tokio::test]
-async fn an_authoritys_own_certificate_as_a_servers_is_told_as_such() {
+async fn an_authoritys_own_certificate_as_a_servers_is_named_as_such() {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -164,7 +164,7 @@ async fn an_authoritys_own_certificate_as_a_servers_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn tls_to_a_plain_server_is_told_as_such() {
+async fn tls_to_a_plain_server_is_named_as_such() {
     let fake = Fake::new();
     let endpoint = fake.start().await.replace("grpc://", "grpcs://");
     let dir = tempfile::tempdir().unwrap();
@@ -177,7 +177,7 @@ async fn tls_to_a_plain_server_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_told_with_the_endpoint() {
+async fn an_endpoint_where_nobody_answers_is_named() {
     // Bound and dropped: free for now.
     let port = TcpListener::bind("127.0.0.1:0")
         .await
@@ -194,7 +194,7 @@ async fn nobody_there_is_told_with_the_endpoint() {
 }
 
 #[tokio::test]
-async fn another_service_is_told_from_a_cache_without_capabilities() {
+async fn another_service_is_distinguished_from_a_cache_without_capabilities() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("grpc://{}", listener.local_addr().unwrap());
     let (_, health) = tonic_health::server::health_reporter();

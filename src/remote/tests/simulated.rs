@@ -431,7 +431,7 @@ fn simulate<F: Future<Output = ()> + 'static>(
     lives.borrow()[0].stats()
 }
 
-/// Reads it, and tells how long that took.
+/// Reads it, and says how long that took.
 async fn whole(cache: &GrpcCache, world: &World) -> Duration {
     let (digest, expected) = &world.blobs[0];
     let mut sink = Paced::fast();
@@ -463,7 +463,7 @@ fn a_dead_connection_is_found_by_a_ping_and_the_transfer_goes_on_where_it_was() 
 }
 
 #[test]
-fn a_cache_that_is_gone_costs_so_many_tries_and_no_more() {
+fn a_cache_that_is_gone_costs_a_fixed_number_of_tries() {
     let schedule = Schedule::of([(Duration::ZERO, Change::Hold(LINK))]);
     let stats = simulate(1000, 4, schedule, |cache, world| async move {
         let options = cache.options().clone();

@@ -162,7 +162,7 @@ async fn an_error_after_the_last_byte_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_missing_blob_is_told_at_once_and_by_name() {
+async fn a_missing_blob_is_reported_at_once_and_by_name() {
     let fake = Fake::new();
     let cache = client(&fake, |_| {}).await;
     let missing = super::digest(b"missing");

@@ -51,7 +51,7 @@ pub(crate) struct Header {
     pub(crate) started_ms: i64,
     /// When it was settled; 0 for never.
     pub(crate) settled_ms: i64,
-    /// The build tool's exit code, if it told one.
+    /// The build tool's exit code, if it is known.
     pub(crate) exit_code: Option<i32>,
     /// The build tool's version.
     pub(crate) build_tool_version: String,

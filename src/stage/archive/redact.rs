@@ -28,7 +28,7 @@ enum Kept {
     Text,
     /// The address of a blob.
     Uri,
-    /// An option of a command line, if it tells where the blobs are.
+    /// An option of a command line, if it says where the blobs are.
     Option,
     /// What the build tool says of files that it could not read.
     Progress,
@@ -118,12 +118,12 @@ const FILE: Kept = Message(&[
     (file::SYMLINK_TARGET_PATH, Text),
 ]);
 
-/// What leaves of an event; empty if it tells nothing that is needed.
+/// What leaves of an event; empty if it says nothing that is needed.
 pub(super) fn redact(event: &[u8]) -> Result<Vec<u8>, Malformed> {
     let kept = message(event, EVENT)?;
     // An id alone is about what has gone.
-    let tells = Fields::of(&kept).any(|field| field.is_ok_and(|field| field.number != build_event::ID));
-    Ok(if tells { kept } else { Vec::new() })
+    let is_needed = Fields::of(&kept).any(|field| field.is_ok_and(|field| field.number != build_event::ID));
+    Ok(if is_needed { kept } else { Vec::new() })
 }
 
 /// A message with the fields of the list. It goes as deep as the list.
@@ -165,7 +165,7 @@ fn bare(uri: &str) -> Option<String> {
     Some(format!("{SCHEME}{rest}"))
 }
 
-/// An option that tells where the blobs are, if it is one.
+/// An option that says where the blobs are, if it is one.
 fn kept_option(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     let Some((name, value)) = option(CommandOption::decode(content)?) else {
         return Ok(None);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_told() {
+    fn what_is_no_message_is_reported() {
         assert_eq!(redact(&[0x1a, 0x05, 1]), Err(Malformed));
         assert_eq!(redact(&[0x0b]), Err(Malformed));
     }

@@ -197,7 +197,7 @@ impl Gather {
     }
 
     fn check_places(&self) -> Result<(), StageError> {
-        // The marker tells by the name what a file is of.
+        // The marker shows by the name what a file is of.
         let mut names: HashMap<&ExecPath, &Source> = HashMap::new();
         for source in &self.sources {
             if let Some(first) = names.insert(&source.name, source) {

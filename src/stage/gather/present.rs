@@ -1,4 +1,4 @@
-//! What earlier stages have put there that is what is wanted, unchanged: their markers tell.
+//! What earlier stages have put there that is what is wanted, unchanged: their markers say.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn what_keeps_all_optional_archives_away_is_told_of_each() {
+async fn what_keeps_all_optional_archives_away_is_reported_for_each() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("to");
     let destination = Reach::Anywhere.open(&to, None, true).unwrap().unwrap();

@@ -256,7 +256,7 @@ fn of_a_workspace_within_another_the_others_markers_do_not_count() {
 }
 
 #[test]
-fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
+fn a_marker_that_cannot_be_read_or_leads_outside_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     leave(dir.path(), "one", &[("x", b"1")]);
     let (path, _) = marker::read_all(dir.path()).unwrap().remove(0);

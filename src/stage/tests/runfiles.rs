@@ -181,7 +181,7 @@ fn whatever_a_manifest_names_is_staged_as_a_file() {
 }
 
 #[test]
-fn what_cannot_be_had_fails_its_program_alone() {
+fn what_cannot_be_downloaded_fails_its_program_alone() {
     let mut world = World::new();
     world.selection.artifacts[0].class = Class::Optional;
     world

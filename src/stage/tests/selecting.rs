@@ -19,7 +19,7 @@ fn without_a_wish_everything_that_targets_name_is_required() {
 }
 
 #[test]
-fn of_two_contents_for_one_path_in_one_event_the_first_is_picked_and_the_other_told() {
+fn of_two_contents_for_one_path_in_one_event_the_first_is_picked_and_the_other_reported() {
     let events = build().events().map(|event| {
         let mut event = BuildEvent::decode(&*event).unwrap();
         if let Some(Payload::NamedSetOfFiles(set)) = &mut event.payload

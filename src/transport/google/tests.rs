@@ -269,7 +269,7 @@ async fn default_credentials_are_found_in_googles_order() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_told_without_what_is_in_it() {
+async fn what_cannot_be_used_is_reported_without_what_is_in_it() {
     let change = |change: fn(&mut Value)| {
         let mut content = account("http://localhost:1/");
         change(&mut content);
@@ -310,7 +310,7 @@ async fn what_cannot_be_used_is_told_without_what_is_in_it() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_without_what_the_endpoint_says() {
+async fn refusals_are_reported_without_what_the_endpoint_says() {
     for (answers, tries, part) in [
         (
             &[(400, r#"{"error":"invalid_grant","error_description":"s3cret"}"#)][..],

@@ -179,7 +179,7 @@ fn raw(bytes: &[u8]) -> http::Response<Body> {
 enum Cut {
     /// Before its trailers.
     Trailers,
-    /// Behind its first frame, by a reset.
+    /// After its first frame, by a reset.
     AfterFirst,
     /// Now.
     Now,

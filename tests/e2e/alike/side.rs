@@ -264,7 +264,7 @@ fn remove(path: &Path) {
 /// Of a Bazel that crashed: 4.2.3 does so when it is told to run what it was told not to download.
 const CRASH: Option<i32> = Some(37);
 
-/// Files whose bytes tell when they were made.
+/// Files whose bytes say when they were made.
 fn is_told_the_time(path: &str) -> bool {
     ["test.xml", "test.cache_status", "attempt_1.xml", "outputs.zip"]
         .iter()

@@ -42,7 +42,7 @@ pub(crate) struct Bazel {
     version: Version,
     dir: Arc<Scratch>,
     workspace: PathBuf,
-    /// Behind every command that builds.
+    /// After every command that builds.
     flags: Vec<String>,
     is_kept_out: bool,
 }

@@ -163,8 +163,8 @@ impl Daemon {
         daemon
     }
 
-    /// Starts it again behind another command, which must become it.
-    pub(crate) fn restart_behind(&mut self, wrapper: &[&str], args: &[&str]) {
+    /// Starts it again through another command, which must become it.
+    pub(crate) fn restart_after(&mut self, wrapper: &[&str], args: &[&str]) {
         self.outhaul.wrapper = wrapper.iter().map(ToString::to_string).collect();
         self.restart_with(args);
     }

@@ -197,7 +197,7 @@ fn right(path: &Path, file: &File) -> Result<(), String> {
                 .then_some(())
                 .ok_or_else(|| "has other bytes".to_owned());
         }
-        // Old Bazels tell the digest in the URI alone.
+        // Old Bazels have the digest in the URI alone.
         Some(file::File::Uri(uri)) if file.digest.is_empty() => uri.rsplit('/').nth(1).unwrap_or_default(),
         _ => &file.digest,
     };

@@ -26,7 +26,7 @@ use super::cache::{Cache, Settings};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Flowing,
-    /// So many bytes a second, on each connection.
+    /// This many bytes a second, on each connection.
     Slow(u64),
     /// Nothing passes, and nothing breaks.
     Held,

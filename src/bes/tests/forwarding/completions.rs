@@ -27,7 +27,7 @@ async fn gated(dir: &Path, backend: &Backend, strict: bool) -> (Daemon, Upload) 
 }
 
 #[tokio::test]
-async fn a_completion_goes_upstream_when_it_is_true_and_what_follows_behind_it() {
+async fn a_completion_goes_upstream_when_it_is_true_and_what_follows_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let backend = Backend::start().await;
     let (daemon, mut upload) = gated(dir.path(), &backend, false).await;

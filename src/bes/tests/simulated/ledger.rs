@@ -33,7 +33,7 @@ pub(super) struct Plan {
     pub(super) settles: Option<Duration>,
     /// Milliseconds that the engine takes for an event.
     pub(super) pace: u64,
-    /// Whether its client tells of the build's life around it.
+    /// Whether its client reports the build's life around it.
     pub(super) calls: bool,
 }
 

@@ -151,7 +151,7 @@ impl Fake {
         loop {
             let Ok(Some(request)) = inbound.message().await else {
                 unacked.drain(..).for_each(ack);
-                // tonic tells a cancelled request as one that ended. But only then does no client wait for answers.
+                // tonic reports a cancelled request as one that ended. But only then does no client wait for answers.
                 let cancelled = !last && tokio::time::timeout(PATIENCE, acks.closed()).await.is_ok();
                 self.0.seen.send_modify(|s| s[index].end = Some(!cancelled));
                 return;

@@ -83,7 +83,7 @@ async fn a_hold_ends_at_its_timeout() {
 }
 
 #[tokio::test]
-async fn no_time_runs_while_the_build_has_not_told_what_an_event_calls_for() {
+async fn no_time_runs_while_the_build_has_not_said_what_an_event_calls_for() {
     let fake = Fake::new([], Plan::Good);
     let address = fake.serve("127.0.0.1:0".parse().unwrap()).await;
     let timeout = Duration::from_millis(20);

@@ -205,7 +205,7 @@ async fn what_upstream_has_from_an_earlier_life_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_cancelled_behind_its_events_and_may_go_on() {
+async fn a_broken_stream_is_cancelled_after_its_events_and_may_go_on() {
     let fake = Fake::new([], Plan::Good);
     let mut rig = Rig::start(&fake).await;
     let sent = stream(99);

@@ -148,7 +148,7 @@ const NAMES: [&str; 6] = ["a", "b", "c", "d/a", "d/b", "e/a"];
 /// Several writers bring a build's outputs, with any links between them there before: whatever was told to be there has
 /// its own bytes at the end.
 #[test]
-fn whatever_links_are_there_every_output_that_is_told_has_its_bytes() {
+fn whatever_links_are_there_every_output_that_is_reported_has_its_bytes() {
     let rounds = number("OUTHAUL_RACES").unwrap_or(3) * 40;
     let first = number("OUTHAUL_RACES_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
     for seed in first..first.saturating_add(rounds) {

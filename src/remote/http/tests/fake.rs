@@ -51,7 +51,7 @@ pub(super) enum Then {
 #[derive(Debug, Clone)]
 pub(super) struct Reply(pub(super) Vec<u8>, pub(super) Then);
 
-/// An answer with a status, headers and a body, and the length of the body unless the headers tell one.
+/// An answer with a status, headers and a body, and the length of the body unless the headers have one.
 pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     let mut head = format!("HTTP/1.1 {status} Words\r\n");
     for (name, value) in headers {

@@ -166,7 +166,7 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
 }
 
 #[tokio::test]
-async fn a_server_without_tls_or_one_that_never_ends_the_handshake_is_told_so() {
+async fn a_server_without_tls_or_one_that_never_ends_the_handshake_is_named_as_such() {
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plainly = plain.local_addr().unwrap().to_string();
     tokio::spawn(async move {

@@ -49,7 +49,7 @@ async fn statuses_are_sorted_into_kinds_and_only_those_that_may_pass_are_asked_a
 }
 
 #[tokio::test]
-async fn what_is_forbidden_counts_as_missing_only_if_told_so() {
+async fn what_is_forbidden_counts_as_missing_only_if_the_caller_says_so() {
     for (told, kind) in [
         (false, RemoteErrorKind::Denied),
         (true, RemoteErrorKind::NotFound),
@@ -81,7 +81,7 @@ async fn a_server_says_for_how_long_it_wants_to_be_left_alone() {
 }
 
 #[tokio::test]
-async fn a_servers_words_are_told_if_they_are_words() {
+async fn a_servers_message_is_shown_if_it_is_text() {
     for (kind, body, told) in [
         ("text/plain; charset=utf-8", "Hash\r\nis\x1b[31m too short", true),
         ("text/html", "<html>Hash is too short</html>", false),
@@ -159,7 +159,7 @@ async fn servers_without_head_are_asked_for_a_byte() {
 }
 
 #[tokio::test]
-async fn a_probe_tells_what_is_wrong() {
+async fn a_probe_says_what_is_wrong() {
     for (status, words) in [
         (200, None),
         (404, None),

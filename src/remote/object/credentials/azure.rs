@@ -87,7 +87,7 @@ pub(super) fn open(
     })
 }
 
-/// Gives the builder the credentials that there are, and tells which.
+/// Gives the builder the credentials that there are, and says which.
 fn identified(
     mut builder: MicrosoftAzureBuilder,
     sas: Option<String>,

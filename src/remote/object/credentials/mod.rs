@@ -18,7 +18,7 @@ use crate::{
     transport::{BucketAddress, RemoteError, RemoteErrorKind, bucket::Provider as Of},
 };
 
-/// What credentials are called that are none.
+/// What missing credentials are called.
 const NONE: &str = "no credentials";
 /// What the credentials are called that a machine's metadata service gives: Amazon's, Azure's and Google's.
 const OF_THE_MACHINE: [&str; 3] = [EC2, "the machine's identity", "the machine's service account"];
@@ -133,7 +133,7 @@ pub(super) struct Opened {
     pub(super) store: Arc<dyn ObjectStore>,
     /// What the credentials are that it is shown, for messages.
     pub(super) shown: &'static str,
-    /// Gets the credentials, so that a failure to do so is told from one of the store.
+    /// Gets the credentials, so that a failure to do so is distinguished from one of the store.
     pub(super) ready: Ready,
     /// Gets them again when they have expired before their time.
     pub(super) profile: Option<Arc<Provider>>,

@@ -74,7 +74,7 @@ pub(super) fn open(
 }
 
 /// Gives the builder the credentials that there are: the environment's before those of files, and these before those of
-/// the machine. Tells which, and the provider of a profile's.
+/// the machine. Says which, and the provider of a profile's.
 fn identified(
     mut builder: AmazonS3Builder,
     files: Files,

@@ -279,7 +279,7 @@ async fn a_range_of_another_object_is_refused() {
 }
 
 #[tokio::test]
-async fn a_metadata_service_without_a_role_is_told_and_the_bucket_is_not_asked() {
+async fn a_metadata_service_without_a_role_is_reported_and_the_bucket_is_not_asked() {
     // The service knows sessions, and no role.
     let (service, _) = store(|asked| match asked.uri.as_str() {
         "/latest/api/token" => Response::new(Body::from("session")),

@@ -284,8 +284,8 @@ async fn wrong_settings_are_not_taken_for_missing_blobs() {
 }
 
 #[tokio::test]
-async fn strangers_objects_are_named_by_their_keys() {
-    if !StoreKind::S3.is_there("strangers_objects_are_named_by_their_keys") {
+async fn foreign_objects_are_named_by_their_keys() {
+    if !StoreKind::S3.is_there("foreign_objects_are_named_by_their_keys") {
         return;
     }
     let store = Store::start(StoreKind::S3);

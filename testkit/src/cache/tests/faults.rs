@@ -57,7 +57,7 @@ async fn blobs_can_be_dropped_or_refused_in_batches() {
 }
 
 #[tokio::test]
-async fn streams_are_cut_after_so_many_bytes() {
+async fn streams_are_cut_after_a_number_of_bytes() {
     let (cache, client) = start().await;
     let bytes = noise(3_000_000);
     let digest = cache.store().put(bytes.clone());
