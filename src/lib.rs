@@ -75,13 +75,11 @@
 
 mod access;
 mod action_cache;
-#[cfg(feature = "archives")]
 mod archive;
 pub mod bep;
 pub mod bes;
 pub mod builds;
 pub mod cli;
-#[cfg(feature = "archives")]
 mod collection;
 mod config;
 mod control;

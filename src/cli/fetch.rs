@@ -38,7 +38,6 @@ use crate::{
     units::show_size,
 };
 
-#[cfg(feature = "archives")]
 mod archive;
 
 /// How long an interrupted command waits for what its threads are doing, so that they can remove what they have begun. What
@@ -62,7 +61,6 @@ pub(super) enum FetchCommand {
     /// One blob
     Blob(BlobArgs),
     /// Archives from a directory, a URL or the cache, unpacked when all are whole
-    #[cfg(feature = "archives")]
     Archive(Box<archive::ArchiveArgs>),
 }
 
@@ -164,7 +162,6 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
             FetchCommand::Tree(args) => tree(args, false).await,
             FetchCommand::Log(args) => log(args).await,
             FetchCommand::Blob(args) => blob(args).await,
-            #[cfg(feature = "archives")]
             FetchCommand::Archive(args) => archive::main(*args).await,
         }
     });

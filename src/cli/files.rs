@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::exit::Failure;
-use crate::stage::Manner;
-#[cfg(feature = "archives")]
 use crate::{
     archive::Limits,
     collection::{Checking, Checksums},
+    stage::Manner,
 };
 
 /// How files are verified, and how many are downloaded at the same time.
@@ -51,10 +50,7 @@ impl FilesArgs {
         std::fs::read_to_string(path)
             .map_err(|e| Failure::usage(format!("--checksum-file={}: {e}", path.display())))
     }
-}
 
-#[cfg(feature = "archives")]
-impl FilesArgs {
     pub(super) fn checksums(&self) -> Result<Checksums, Failure> {
         Checksums::parse(&self.checksum_list()?).map_err(|e| {
             let path = self.checksum_file.clone().unwrap_or_default();

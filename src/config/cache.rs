@@ -339,7 +339,6 @@ impl CacheArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    #[cfg(feature = "archives")]
     pub(crate) fn archive_access(&self, most: u64) -> Result<crate::collection::Access, ConfigError> {
         use crate::remote::retry::{RetryPolicy, SystemTimer};
         // The address is replaced before it is used.
@@ -360,13 +359,8 @@ impl CacheArgs {
     /// # Errors
     /// Naming the flag that is wrong.
     pub(crate) fn archives(&self) -> Result<crate::stage::Archives, ConfigError> {
-        #[cfg(feature = "archives")]
-        {
-            let most = crate::archive::Limits::default()[crate::archive::Limit::Bytes];
-            self.archive_access(most).map(crate::stage::Archives::new)
-        }
-        #[cfg(not(feature = "archives"))]
-        Ok(crate::stage::Archives::default())
+        let most = crate::archive::Limits::default()[crate::archive::Limit::Bytes];
+        self.archive_access(most).map(crate::stage::Archives::new)
     }
 
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the

@@ -7,9 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::service::{Service, show::shown};
-#[cfg(feature = "archives")]
-use crate::collection::Checking;
 use crate::{
+    collection::Checking,
     digest::{Digest, DigestFunction},
     output::OutputContent,
     proto::outhaul::v1 as pb,
@@ -315,7 +314,6 @@ fn wish(wish: pb::StageWish) -> Wish {
 
 fn manner(request: &pb::StageRequest) -> Manner {
     Manner {
-        #[cfg(feature = "archives")]
         checking: match request.checking() {
             pb::Checking::Unspecified | pb::Checking::Auto => Checking::Auto,
             pb::Checking::Require => Checking::Require,

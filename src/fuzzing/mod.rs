@@ -46,12 +46,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("record_value", record_value),
     ("runfiles_manifest", runfiles_manifest),
     ("status", status),
-    #[cfg(feature = "archives")]
     ("tar", tar),
     ("tree_message", tree_message),
     ("uri", uri),
     ("whole_build", whole_build),
-    #[cfg(feature = "archives")]
     ("zip", zip),
 ];
 
@@ -66,10 +64,8 @@ macro_rules! elsewhere {
 
 elsewhere! {
     /// A tar that is to be unpacked.
-    #[cfg(feature = "archives")]
     tar = crate::archive::fuzz::tar;
     /// A zip that is to be unpacked.
-    #[cfg(feature = "archives")]
     zip = crate::archive::fuzz::zip;
     /// A build tool's action cache.
     action_cache = crate::action_cache::fuzz::action_cache;

@@ -49,14 +49,12 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "archives")]
-pub(crate) use self::disk::pour;
 #[cfg(test)]
 pub(crate) use self::reading::Collect;
 pub(crate) use self::{
     chain::Chain,
     copies::{Copy, LOCAL_FILES, LocalFirst, Offer, looks_right},
-    disk::DiskCache,
+    disk::{DiskCache, pour},
     http::HttpCache,
     nowhere::Nowhere,
     open::open,

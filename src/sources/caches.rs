@@ -319,7 +319,6 @@ impl Sources {
     ///
     /// # Errors
     /// When they name none, or it cannot be used.
-    #[cfg_attr(not(feature = "archives"), allow(dead_code, reason = "only collections ask"))]
     pub(crate) fn named(&self) -> Result<SourceCache, SourceError> {
         match self.rule() {
             SourceRule::Fixed(cache) => Ok(cache),

@@ -2,9 +2,11 @@
 
 use std::{io, path::PathBuf};
 
-#[cfg(feature = "archives")]
-use crate::collection::{ChoiceError, CollectionError};
-use crate::{exec_path::ExecPath, journal::JournalError};
+use crate::{
+    collection::{ChoiceError, CollectionError},
+    exec_path::ExecPath,
+    journal::JournalError,
+};
 
 /// What an error means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,15 +90,7 @@ pub(crate) enum StageError {
         /// The URL, without what may be secret in it.
         from: String,
     },
-    /// Archives cannot be read or unpacked by this program.
-    #[cfg(not(feature = "archives"))]
-    #[error("{flag}: this outhaul was built without archives (the feature archives)")]
-    NoArchives {
-        /// The flag that asks for it.
-        flag: &'static str,
-    },
     /// A collection cannot be read, or has not what is asked for.
-    #[cfg(feature = "archives")]
     #[error(transparent)]
     Collection(#[from] CollectionError),
     /// The file is not an archive, or a damaged one.
@@ -146,15 +140,12 @@ impl StageError {
             Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) | Self::NoneFailed(_) => {
                 StageErrorKind::NotFound
             }
-            #[cfg(feature = "archives")]
             Self::Collection(error) => match error {
                 CollectionError::Choice(ChoiceError::Pattern { .. }) => StageErrorKind::Request,
                 error if error.is_not_found() => StageErrorKind::NotFound,
                 _ => StageErrorKind::Failed,
             },
             Self::Setting { .. } => StageErrorKind::Request,
-            #[cfg(not(feature = "archives"))]
-            Self::NoArchives { .. } => StageErrorKind::Request,
             Self::Denied { .. } | Self::DeniedOrigin { .. } => StageErrorKind::Denied,
             _ => StageErrorKind::Failed,
         }

@@ -149,7 +149,6 @@ impl File {
     }
 
     /// The same, where that goes into a marker now: see [`Stamp::recorded_at`].
-    #[cfg(feature = "archives")]
     pub(super) fn recorded_at(self, now_ns: i64) -> Self {
         let stamp = self.stamp.map(|stamp| stamp.recorded_at(now_ns));
         self.stamped(stamp)

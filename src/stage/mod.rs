@@ -27,10 +27,6 @@ pub(crate) mod check;
 mod destination;
 mod ended;
 mod error;
-#[cfg(feature = "archives")]
-mod gather;
-#[cfg(not(feature = "archives"))]
-#[path = "no_gather.rs"]
 mod gather;
 pub(crate) mod marker;
 mod origin;

@@ -64,13 +64,8 @@ pub(crate) struct Wish {
 /// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is
 /// no part of a marker.
 #[derive(Debug, Clone, Default)]
-#[cfg_attr(
-    not(feature = "archives"),
-    allow(dead_code, reason = "only archives are brought in a manner")
-)]
 pub(crate) struct Manner {
     /// What checksums are good for.
-    #[cfg(feature = "archives")]
     pub(crate) checking: crate::collection::Checking,
     /// Checksums, as `sha256sum` writes them.
     pub(crate) checksums: String,
@@ -88,12 +83,8 @@ impl Manner {
 
     /// Refuses what has no effect on outputs of a build.
     pub(super) fn check_for_build(&self) -> Result<(), StageError> {
-        #[cfg(feature = "archives")]
-        let is_checking = self.checking != crate::collection::Checking::Auto;
-        #[cfg(not(feature = "archives"))]
-        let is_checking = false;
         let given = [
-            ("--checksum", is_checking),
+            ("--checksum", self.checking != crate::collection::Checking::Auto),
             ("--checksum-file", !self.checksums.is_empty()),
         ];
         match given.into_iter().find(|(_, is_given)| *is_given) {

@@ -1,12 +1,9 @@
 //! Where archives among a build's outputs are unpacked.
 
 use super::error::StageError;
-#[cfg(feature = "archives")]
-use crate::{archive::Format, collection::own_directory};
-use crate::{exec_path::ExecPath, output::OutputContent};
+use crate::{archive::Format, collection::own_directory, exec_path::ExecPath, output::OutputContent};
 
 /// Whether an output is an archive that can be unpacked: its file name says so.
-#[cfg(feature = "archives")]
 pub(super) fn is_archive(content: &OutputContent, exec_path: &ExecPath) -> bool {
     matches!(content, OutputContent::Blob(_)) && Format::of(exec_path.file_name()).is_some()
 }
@@ -15,7 +12,6 @@ pub(super) fn is_archive(content: &OutputContent, exec_path: &ExecPath) -> bool 
 ///
 /// # Errors
 /// When its name cannot be a directory's.
-#[cfg(feature = "archives")]
 pub(super) fn unpacked_at(
     content: &OutputContent,
     exec_path: &ExecPath,
@@ -37,20 +33,7 @@ pub(super) fn unpacked_at(
     Ok(Some(place))
 }
 
-/// The same in a program that cannot unpack anything.
-///
-/// # Errors
-/// Always.
-#[cfg(not(feature = "archives"))]
-pub(super) fn unpacked_at(
-    _: &OutputContent,
-    _: &ExecPath,
-    _: &ExecPath,
-) -> Result<Option<ExecPath>, StageError> {
-    Err(StageError::NoArchives { flag: "--extract" })
-}
-
-#[cfg(all(test, feature = "archives"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::digest::{Digest, DigestFunction};

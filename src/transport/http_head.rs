@@ -55,10 +55,6 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
 }
 
 /// How many bytes there are, by the `Content-Range: bytes */TOTAL` of an answer that brings none of them (status 416).
-#[cfg_attr(
-    not(feature = "archives"),
-    allow(dead_code, reason = "only archives are read so")
-)]
 pub(crate) fn total_without_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
     number(text.strip_prefix("bytes */")?)

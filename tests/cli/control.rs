@@ -557,7 +557,6 @@ async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
     );
 }
 
-#[cfg(feature = "archives")]
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
     use crate::archives::{Archives, nginx, sha256};

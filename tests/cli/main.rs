@@ -5,17 +5,15 @@
 mod access;
 mod activation;
 mod admin;
-#[cfg(feature = "archives")]
 mod archives;
 mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod carrying;
-#[cfg(feature = "archives")]
 mod collecting;
 mod commands;
 mod control;
-#[cfg(all(feature = "archives", feature = "object-stores"))]
+#[cfg(feature = "object-stores")]
 mod credentials;
 mod crowding;
 mod depth;

@@ -84,7 +84,6 @@ async fn what_is_known_of_a_build() {
     with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!("ls", lines.join("\n")) });
 }
 
-#[cfg(feature = "archives")]
 #[tokio::test]
 async fn what_is_fetched_of_archives() {
     use crate::archives::{Archives, tar};

@@ -9,7 +9,6 @@
 //! | `OUTHAUL_CRASH_DIR` | where the worlds are made, for another file system than that of cargo's target directory |
 #![allow(clippy::unwrap_used)]
 
-#[cfg(feature = "archives")]
 mod archives;
 mod build;
 mod check;

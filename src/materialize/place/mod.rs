@@ -80,7 +80,6 @@ pub use root::OutputRoot;
 pub(crate) use runfiles::{Lying, Seen, owner, read_source, small_text};
 #[cfg(feature = "mount")]
 pub(crate) use temp::mount_point;
-#[cfg(feature = "archives")]
 pub(crate) use temp::{TempDir, temp_in};
-#[cfg(all(test, feature = "archives"))]
+#[cfg(test)]
 pub(crate) use tests::Mount;

@@ -318,7 +318,6 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
 
 /// A process's own temp directory in any directory at `path`, for files that are not outputs. What dead processes left there is
 /// removed first, as far as that goes.
-#[cfg(feature = "archives")]
 pub(crate) fn temp_in(parent: &OwnedFd, path: &Path) -> Result<TempDir, PlaceError> {
     let error = |errno| PlaceError::system_error("make temp directory", path.join(NAME), errno);
     let again =

@@ -5,7 +5,6 @@
 //! (`fault`). The crate's own limits would end a large object after half a minute, and its errors do not distinguish a missing
 //! object from a missing bucket.
 
-#[cfg_attr(not(feature = "archives"), allow(dead_code, reason = "only collections list"))]
 mod bucket;
 mod cache;
 mod credentials;
@@ -16,6 +15,4 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "archives")]
-pub(crate) use bucket::Bucket;
-pub(crate) use cache::ObjectCache;
+pub(crate) use self::{bucket::Bucket, cache::ObjectCache};

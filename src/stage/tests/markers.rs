@@ -202,7 +202,6 @@ fn an_empty_directory_in_the_place_of_a_file_has_its_way_made() {
     }
 }
 
-#[cfg(feature = "archives")]
 #[test]
 fn markers_are_read_only_where_something_is_in_the_way() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,16 +18,14 @@ use prost::Message as _;
 use super::{
     StageError, Wish,
     check::is_staged,
+    destination::Reach,
+    gather::Gather,
     marker::{self, Marker},
     recorded::Recorded,
     request::Request,
     select::{Artifact, Selection, placed},
     together::Directories,
 };
-#[cfg(feature = "archives")]
-use super::{destination::Reach, gather::Gather};
-#[cfg(feature = "archives")]
-use crate::remote::Nowhere;
 use crate::{
     builds::StreamKey,
     demo::{GeneratedBuild, Setting},
@@ -37,7 +35,9 @@ use crate::{
     output::{Class, OutputContent, Stamp},
     proto::build_event_stream::{self as pb, BuildEvent, build_event::Payload, file},
     record::Which,
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Copy, LocalFirst, Sink, looks_right},
+    remote::{
+        Attribution, BatchAnswer, BlobStore, Capabilities, Copy, LocalFirst, Nowhere, Sink, looks_right,
+    },
     transport::{RemoteError, RemoteErrorKind},
 };
 

@@ -20,7 +20,6 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(feature = "archives")]
 pub(crate) use self::temp_files::Mount;
 use super::{item::How, *};
 use crate::{
