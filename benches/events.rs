@@ -212,16 +212,16 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let (mut go, mut told) = (
+    let (mut go, mut reported) = (
         player.stdin.take().ok_or("no stdin")?,
         player.stdout.take().ok_or("no stdout")?,
     );
     let spent = tokio::task::spawn_blocking(move || {
         // The player has read its file and waits.
-        told.read_exact(&mut [0]).map_err(|e| e.to_string())?;
+        reported.read_exact(&mut [0]).map_err(|e| e.to_string())?;
         cost(|| {
             go.write_all(b"g")?;
-            told.read_exact(&mut [0])?;
+            reported.read_exact(&mut [0])?;
             Ok(())
         })
         .map_err(|e| e.to_string())
@@ -233,7 +233,7 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
     Ok(spent)
 }
 
-/// Reads the events, tells so, waits for a word, plays, and tells so.
+/// Reads the events, says so, waits for a word, plays, and says so.
 fn play_file(address: &str, file: &Path) -> Result<(), Failure> {
     let bytes = fs::read(file)?;
     let mut events = Vec::new();
@@ -243,11 +243,11 @@ fn play_file(address: &str, file: &Path) -> Result<(), Failure> {
         events.push(event.to_vec());
         rest = after;
     }
-    let tell = || {
+    let say_so = || {
         let mut out = std::io::stdout();
         out.write_all(b"t").and_then(|()| out.flush())
     };
-    tell()?;
+    say_so()?;
     std::io::stdin().read_exact(&mut [0])?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -258,7 +258,7 @@ fn play_file(address: &str, file: &Path) -> Result<(), Failure> {
         "b",
         events.into_iter(),
     ))?;
-    Ok(tell()?)
+    Ok(say_so()?)
 }
 
 /// A build's events: targets with files of their own in a set that includes two of those before it.

@@ -1,7 +1,7 @@
 //! The record alone: `cargo bench --bench record`.
 //!
 //! A million known files in 20,000 directories are handed over, looked up, concluded and walked over; and the store's
-//! size is told after a hundred builds that each change one file in a hundred. CPU time is the whole process's, the
+//! size is printed after a hundred builds that each change one file in a hundred. CPU time is the whole process's, the
 //! record's writer included.
 
 use std::{error::Error, fs, io::Write as _, path::Path, sync::Arc, time::Instant};
@@ -59,7 +59,7 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     for target in 0..LARGE.0 {
         std::hint::black_box(rows(target, LARGE.1, "first", |_| 0));
     }
-    clock.tell("1,000,000 rows made, and not handed over", LARGE.0 * LARGE.1);
+    clock.print("1,000,000 rows made, and not handed over", LARGE.0 * LARGE.1);
     let clock = Clock::start();
     let mut pending = 0;
     for target in 0..LARGE.0 {
@@ -67,9 +67,9 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
         record.put_outputs(root, rows(target, LARGE.1, "first", |_| 0));
         pending = pending.max(record.health().pending_rows);
     }
-    clock.tell("1,000,000 known files handed over", LARGE.0 * LARGE.1);
+    clock.print("1,000,000 known files handed over", LARGE.0 * LARGE.1);
     runtime.block_on(record.flush())?;
-    clock.tell("the same, until they are flushed", LARGE.0 * LARGE.1);
+    clock.print("the same, until they are flushed", LARGE.0 * LARGE.1);
     let mut table = std::io::stdout();
     writeln!(
         table,
@@ -93,7 +93,7 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     for paths in &targets {
         found += record.outputs(root, paths).into_iter().flatten().count();
     }
-    clock.tell("100,000 looked up by directory", found);
+    clock.print("100,000 looked up by directory", found);
 
     let clock = Clock::start();
     let mut found = 0;
@@ -102,7 +102,7 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
             found += usize::from(record.output(root, path).is_some());
         }
     }
-    clock.tell("100,000 looked up one by one", found);
+    clock.print("100,000 looked up one by one", found);
 
     let clock = Clock::start();
     for paths in &targets {
@@ -114,9 +114,9 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
             .collect();
         record.put_outputs(root, concluded);
     }
-    clock.tell("100,000 concluded", found);
+    clock.print("100,000 concluded", found);
     runtime.block_on(record.flush())?;
-    clock.tell("the same, until they are flushed", found);
+    clock.print("the same, until they are flushed", found);
 
     let targets: Vec<TargetRow> = (0..LARGE.0).map(target_row).collect();
     let clock = Clock::start();
@@ -125,14 +125,14 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
         record.put_targets("0a1b2c3d-0a1b-2c3d-4e5f-0a1b2c3d4e5f", target);
     }
     runtime.block_on(record.flush())?;
-    clock.tell("20,000 targets, until they are flushed", targets.len());
+    clock.print("20,000 targets, until they are flushed", targets.len());
 
     let clock = Clock::start();
     let count = record.count_outputs(root, "");
-    clock.tell("1,000,000 counted", count);
+    clock.print("1,000,000 counted", count);
     let clock = Clock::start();
     let count = record.scan_outputs(root, "").count();
-    clock.tell("1,000,000 walked over", count);
+    clock.print("1,000,000 walked over", count);
     Ok(())
 }
 
@@ -293,7 +293,7 @@ impl Clock {
         }
     }
 
-    fn tell(&self, what: &str, files: usize) {
+    fn print(&self, what: &str, files: usize) {
         let each = |seconds: f64| seconds * 1e6 / files.max(1) as f64;
         let wall = each(self.began.elapsed().as_secs_f64());
         let cpu = each(cpu(std::process::id()) - self.cpu);

@@ -175,7 +175,7 @@ mod tests {
     fn dates_are_written_as_far_as_the_library_can() {
         let day = Duration::from_secs(86_400);
         let last = httpdate::parse_http_date("Fri, 31 Dec 9999 23:59:59 GMT").unwrap();
-        for (time, told) in [
+        for (time, reported) in [
             (UNIX_EPOCH - Duration::from_nanos(1), false),
             (UNIX_EPOCH - 20_000 * day, false),
             (UNIX_EPOCH, true),
@@ -183,9 +183,9 @@ mod tests {
             (last, true),
             (last + Duration::from_secs(1), false),
         ] {
-            assert_eq!(has_date(time), told, "{time:?}");
+            assert_eq!(has_date(time), reported, "{time:?}");
             let shown = std::panic::catch_unwind(|| httpdate::fmt_http_date(time));
-            assert_eq!(shown.is_ok(), told, "{time:?}: what it is for");
+            assert_eq!(shown.is_ok(), reported, "{time:?}: what it is for");
         }
     }
 

@@ -13,8 +13,8 @@ use crate::{
 
 /// Builds, one after the other.
 const BUILDS: usize = 100;
-/// After which the sizes are told.
-const TOLD: [usize; 7] = [0, 1, 10, 25, 50, 75, 100];
+/// After which the sizes are printed.
+const PRINTED: [usize; 7] = [0, 1, 10, 25, 50, 75, 100];
 const MIB: f64 = (1 << 20) as f64;
 
 pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result<()> {
@@ -35,7 +35,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
             tree = changed;
         }
         let cost = rig.play(&daemon, cache, &Stream::new(&tree, rig.setting(cache)))?;
-        if !TOLD.contains(&build) {
+        if !PRINTED.contains(&build) {
             continue;
         }
         tree.check(&rig.exec_root(), false)?;

@@ -76,7 +76,7 @@ impl DigestFunction {
         Self::ALL.into_iter().find(|f| f.wire() == value)
     }
 
-    /// Whether resource names and requests name the function: the API lets the length of the hash tell for the
+    /// Whether resource names and requests name the function: the API lets the length of the hash decide for the
     /// older ones, so only BLAKE3 is named.
     pub const fn is_named(self) -> bool {
         matches!(self, Self::Blake3)
@@ -174,7 +174,7 @@ impl Digest {
         Ok(Self { hash, size, function })
     }
 
-    /// From a hash in hex. Without a function, the hash's length tells it.
+    /// From a hash in hex. Without a function, the hash's length decides.
     ///
     /// # Errors
     /// When the hash is not hexadecimal or its length is no function's, or not the named one's.

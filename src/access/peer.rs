@@ -218,7 +218,7 @@ mod tests {
             assert_eq!(
                 peers.owner(local, peer).await.unwrap(),
                 Owner::Unknown,
-                "whose it was can't be told any more"
+                "whose it was can't be found out any more"
             );
         }
     }
@@ -228,8 +228,8 @@ mod tests {
         // As of a socket that was handed over from another network namespace.
         let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         for peers in both() {
-            let told = peers.owner(local, peer).await.unwrap();
-            assert!(matches!(told, Owner::Undetermined(_)), "{told:?}");
+            let reported = peers.owner(local, peer).await.unwrap();
+            assert!(matches!(reported, Owner::Undetermined(_)), "{reported:?}");
         }
     }
 

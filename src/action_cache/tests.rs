@@ -85,13 +85,13 @@ fn outputs_trees_and_links_are_reported_and_the_journal_counts_more() {
     );
     written.remove("bazel-out/k8/bin/gone");
     let facts = decode(&written).unwrap();
-    let told: Vec<(&str, u64)> = facts
+    let reported: Vec<(&str, u64)> = facts
         .outputs()
         .iter()
         .map(|output| (output.path.as_str(), output.digest.size()))
         .collect();
     assert_eq!(
-        told,
+        reported,
         [
             ("bazel-out/k8/bin/a", 3),
             ("bazel-out/k8/bin/link", 1),
@@ -110,7 +110,7 @@ fn outputs_trees_and_links_are_reported_and_the_journal_counts_more() {
 #[test]
 fn of_two_actions_words_the_owners_counts_then_the_later_and_else_none() {
     let b = "bazel-out/k8/bin/b";
-    let told = |first: (&str, i64), second: (&str, i64)| {
+    let reported = |first: (&str, i64), second: (&str, i64)| {
         let mut written = Written::new(17);
         for ((primary, expires_ms), text) in [(first, "1"), (second, "2")] {
             let mut one = action(primary, &[(b, text)]);
@@ -123,12 +123,15 @@ fn of_two_actions_words_the_owners_counts_then_the_later_and_else_none() {
         assert_ne!(is_ambiguous, digest.is_some());
         digest
     };
-    assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, -1)), Some(digest("2")));
-    assert_eq!(told(("bazel-out/a", 9), ("bazel-out/c", 8)), Some(digest("1")));
+    assert_eq!(reported(("bazel-out/k8/bin/a", 9), (b, -1)), Some(digest("2")));
+    assert_eq!(
+        reported(("bazel-out/a", 9), ("bazel-out/c", 8)),
+        Some(digest("1"))
+    );
     // What Bazel 8 leaves of an action whose outputs another one has now.
-    assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, 8)), Some(digest("1")));
-    assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, 9)), Some(digest("2")));
-    assert_eq!(told(("bazel-out/a", 9), ("bazel-out/c", 9)), None);
+    assert_eq!(reported(("bazel-out/k8/bin/a", 9), (b, 8)), Some(digest("1")));
+    assert_eq!(reported(("bazel-out/k8/bin/a", 9), (b, 9)), Some(digest("2")));
+    assert_eq!(reported(("bazel-out/a", 9), ("bazel-out/c", 9)), None);
 }
 
 /// Anything that a path, a number or a length may be, and not make sense.
@@ -220,8 +223,8 @@ fn damaged_files_are_refused_or_make_sense() {
             pick(&mut cut).truncate(at);
             // Between two records nothing shows it.
             if let Ok(facts) = decode(&cut) {
-                let is_told = |output| whole.outputs().contains(output);
-                assert!(facts.outputs().iter().all(is_told), "cut at {at}: {facts:?}");
+                let is_reported = |output| whole.outputs().contains(output);
+                assert!(facts.outputs().iter().all(is_reported), "cut at {at}: {facts:?}");
             }
             for bit in 0..8 {
                 let mut flipped = written.clone();
@@ -253,7 +256,7 @@ fn files_of_bazel_7_are_read_as_bazel_itself_reads_them() {
         let Reading::Read(facts, state) = read(base.path(), SHA256, None).unwrap() else {
             panic!("{name}: nothing was read");
         };
-        let told: Vec<String> = facts
+        let reported: Vec<String> = facts
             .outputs()
             .iter()
             .map(|output| {
@@ -267,7 +270,7 @@ fn files_of_bazel_7_are_read_as_bazel_itself_reads_them() {
             })
             .collect();
         let expected = fs::read_to_string(from.join("outputs")).unwrap();
-        assert_eq!(told, expected.lines().collect::<Vec<_>>(), "{name}");
+        assert_eq!(reported, expected.lines().collect::<Vec<_>>(), "{name}");
         assert!(matches!(
             read(base.path(), SHA256, Some(&state)),
             Ok(Reading::Unchanged)
@@ -323,7 +326,7 @@ fn a_journal_that_grows_by_what_has_no_outputs_changes_nothing() {
     ));
 }
 
-/// An action that is executed again, and a new one: only they are told, with a string that is new.
+/// An action that is executed again, and a new one: only they are reported, with a string that is new.
 #[test]
 fn what_a_journal_has_more_is_reported_alone() {
     let mut written = some(16);
@@ -356,7 +359,7 @@ fn what_a_journal_has_more_is_reported_alone() {
     };
     assert_eq!((facts.extent(), facts.outputs().len()), (Extent::Grown, 1));
     assert_eq!(facts.get("bazel-out/a").unwrap().digest, digest("new"));
-    // One that is gone, whose outputs are not told any more.
+    // One that is gone, whose outputs are not reported any more.
     written.remove("bazel-out/b");
     write(&written);
     let Ok(Reading::Read(facts, _)) = read(base.path(), SHA256, Some(&state)) else {

@@ -54,8 +54,8 @@ mod tests {
             ("new-command", (true, false, false)),
             ("", (true, false, false)),
         ] {
-            let told = (has_outputs(command), builds(command), is_known(command));
-            assert_eq!(told, expected, "{command}");
+            let reported = (has_outputs(command), builds(command), is_known(command));
+            assert_eq!(reported, expected, "{command}");
         }
     }
 }

@@ -514,7 +514,7 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(engine.numbers(), [1, 2, 3, 4]);
-        assert_eq!(service.counters().journal_failures, 1, "told once");
+        assert_eq!(service.counters().journal_failures, 1, "logged once");
         let journal = context.journal.as_ref().unwrap();
         assert!(!journal.find("one").unwrap().settled);
         intake.settle().await;

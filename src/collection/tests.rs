@@ -237,7 +237,7 @@ async fn lies_about_ranges_and_lengths_are_not_believed() {
     let error = read(&[&endless, &some]).await.0.unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Protocol, "{error}");
     for lie in [
-        // Nobody can tell whether that is all.
+        // Nobody knows whether that is all.
         answer("200 OK", &[], TEXT),
         answer("200 OK", &["Transfer-Encoding: gzip"], TEXT),
         answer("200 OK", &["Content-Length: 10", "Content-Encoding: br"], TEXT),

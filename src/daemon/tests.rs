@@ -290,9 +290,9 @@ async fn a_failure_is_reported_with_its_number_and_to_every_target_that_shares_i
     let last = f.complete("//:also_fine", &["1"]).await;
     let changes = f.watch().await;
     let mut progress = f.progress().await;
-    let told = reached(&mut progress, last).await;
-    assert_eq!(told.failed_at, Some(fails));
-    assert!(told.messages[0].contains("bin/lost"), "{told:?}");
+    let reported = reached(&mut progress, last).await;
+    assert_eq!(reported.failed_at, Some(fails));
+    assert!(reported.messages[0].contains("bin/lost"), "{reported:?}");
     f.finish().await;
     let heard = heard(changes).await;
     for (label, state) in [
@@ -367,7 +367,7 @@ async fn a_test_is_settled_with_its_logs() {
         states(&heard, "//:t"),
         [TargetState::Completed, TargetState::Settled]
     );
-    let at = |wanted: &dyn Fn(&Change) -> bool| heard.iter().position(wanted).expect("told");
+    let at = |wanted: &dyn Fn(&Change) -> bool| heard.iter().position(wanted).expect("reported");
     let placed = at(&|c| {
         let Change::Output(ended) = c else { return false };
         matches!(ended.outcome, Outcome::Downloaded { bytes: 3, .. })

@@ -130,7 +130,7 @@ fn no_depth_overflows_the_stack() {
         deep("d/", "d", ""),
         deep("%25", "41", ""),
     ];
-    // Groups of protocol buffers, which nest without telling their length, by several numbers.
+    // Groups of protocol buffers, which nest without giving their length, by several numbers.
     for number in [1_u8, 3, 5, 15] {
         let (opening, closing) = (number << 3 | 3, number << 3 | 4);
         inputs.push(vec![opening; 100_000]);

@@ -160,16 +160,16 @@ impl World {
         }
     }
 
-    fn tell(&self, change: Change) {
-        let told = InvocationChange {
+    fn notify(&self, change: Change) {
+        let reported = InvocationChange {
             invocation_id: "i".to_owned(),
             change,
         };
-        self.changes.send(told).unwrap();
+        self.changes.send(reported).unwrap();
     }
 
     fn target(&self, label: &str) {
-        self.tell(Change::Target(Arc::new(TargetRow {
+        self.notify(Change::Target(Arc::new(TargetRow {
             label: label.to_owned(),
             state: TargetState::Settled,
             ..TargetRow::default()
@@ -177,7 +177,7 @@ impl World {
     }
 
     fn settled(&self) {
-        self.tell(Change::Settled(Box::new(Report {
+        self.notify(Change::Settled(Box::new(Report {
             invocation_id: "i".to_owned(),
             build_id: String::new(),
             line: String::new(),
@@ -229,7 +229,7 @@ async fn documents_come_in_order_with_their_headers_and_a_signature() {
         secret: Some(secret.clone()),
         ..to(&receiver)
     });
-    world.tell(Change::Begun {
+    world.notify(Change::Begun {
         workspace: "/ws".to_owned(),
         command: "build".to_owned(),
     });
@@ -445,9 +445,9 @@ async fn only_what_is_asked_for_is_sent_also_to_the_command() {
     .await
     .expect("the command ends");
     counted(&world.close().await, "command", "failed", 1);
-    let told = std::fs::read_to_string(file).unwrap();
-    let told: Value = serde_json::from_str(told.trim_end()).unwrap();
-    assert_eq!(told["event"], "invocation_settled");
+    let reported = std::fs::read_to_string(file).unwrap();
+    let reported: Value = serde_json::from_str(reported.trim_end()).unwrap();
+    assert_eq!(reported["event"], "invocation_settled");
 }
 
 /// A log in memory.

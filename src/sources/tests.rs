@@ -82,7 +82,7 @@ fn one_option_that_cannot_be_used_is_left_out_and_never_costs_the_cache() {
         workspace: dir.path().to_owned(),
         working_directory: dir.path().to_owned(),
     };
-    for (name, value, told) in [
+    for (name, value, reported) in [
         ("remote_header", "<REDACTED>", "redacted"),
         ("remote_header", "x-key=<REDACTED>", "--remote_header=x-key"),
         ("remote_cache_header", "no header", "NAME=VALUE"),
@@ -118,7 +118,7 @@ fn one_option_that_cannot_be_used_is_left_out_and_never_costs_the_cache() {
         );
         let left_out = &options.left_out[0];
         assert!(
-            left_out.contains(told) && !left_out.contains("s3cret"),
+            left_out.contains(reported) && !left_out.contains("s3cret"),
             "{left_out}"
         );
         assert_eq!(options.connect.headers.len(), 1, "the others are sent");
@@ -361,16 +361,16 @@ fn sources(header: bool, allowed: Option<&str>) -> Sources {
 async fn what_is_recorded_is_no_more_allowed_than_what_a_build_says() {
     let sources = sources(true, Some("grpc://good:1"));
     sources.of_record("grpc://good:1", "main").unwrap();
-    let told = sources
+    let reported = sources
         .of_build(
             Some(&line(&[("remote_cache", "grpc://evil:1")])),
             &BuildDirectories::default(),
         )
         .err();
-    let words = told.as_ref().unwrap().to_string();
+    let words = reported.as_ref().unwrap().to_string();
     assert!(words.contains("--allow-remote-cache"));
-    assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
-    assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
+    assert_eq!(sources.of_record("grpc://evil:1", "main").err(), reported);
+    assert_eq!(sources.of_import("grpc://evil:1", "main").err(), reported);
     sources.of_import("grpc://good:1", "main").unwrap();
 }
 

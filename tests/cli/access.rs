@@ -424,13 +424,13 @@ async fn other_users_processes_hear_whom_a_listener_is_for() {
     cache(&format!("unix:{socket}")).await.says(1, &said);
     // On a port, which is not as private as a socket's file, they are not greeted at all: to them, nobody serves there.
     let mut line = None;
-    until("it is told", async || {
+    until("it is logged", async || {
         let refused = cache(&serving.addresses[0]).await;
         assert!(
             refused.code != Some(0) && !refused.err.contains("this port"),
             "{refused}"
         );
-        // Told at most once a second, and callers of the socket were logged just now.
+        // Logged at most once a second, and callers of the socket were logged just now.
         let log = serving.stderr();
         line = log
             .lines()

@@ -1,4 +1,4 @@
-//! Socket activation, ending when idle, and what the service manager is told.
+//! Socket activation, ending when idle, and what the service manager hears.
 
 use std::{
     net::TcpListener,
@@ -189,7 +189,7 @@ async fn the_service_manager_is_notified_when_the_listeners_are_open_and_when_th
         ),
     ] {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let told = || {
+        let reported = || {
             let mut message = [0; 64];
             let length = socket.recv(&mut message).unwrap();
             String::from_utf8_lossy(&message[..length]).into_owned()
@@ -200,9 +200,9 @@ async fn the_service_manager_is_notified_when_the_listeners_are_open_and_when_th
             .args([world.state(), world.cache_flag()])
             .env("NOTIFY_SOCKET", name);
         let mut server = Running::serve(command).await;
-        assert_eq!(tokio::task::block_in_place(told), "READY=1");
+        assert_eq!(tokio::task::block_in_place(reported), "READY=1");
         server.signal(Signal::TERM);
-        assert_eq!(tokio::task::block_in_place(told), "STOPPING=1");
+        assert_eq!(tokio::task::block_in_place(reported), "STOPPING=1");
         assert_eq!(server.end().await, Some(0));
     }
 }

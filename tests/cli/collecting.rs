@@ -120,12 +120,12 @@ async fn files_of_a_collection_are_staged_once_with_a_daemon_and_without() {
             [pair("a.bin", "present"), pair("b.tar", "present")]
         );
         let url = place.0.url();
-        let told = place.is_staged(&["--from", &url]).await.expect(0).json();
+        let reported = place.is_staged(&["--from", &url]).await.expect(0).json();
         assert_eq!(
-            (&told[0]["files"], &told[0]["complete"]),
+            (&reported[0]["files"], &reported[0]["complete"]),
             (&2.into(), &true.into())
         );
-        assert_eq!(told[0]["from"], Value::from(vec![url.clone()]));
+        assert_eq!(reported[0]["from"], Value::from(vec![url.clone()]));
         place.is_staged(&["--from", &url, args[0]]).await.expect(0);
         place.is_staged(&["--from", &url, "--include=c"]).await.expect(1);
         place.is_staged(&["--from", "file:///other/"]).await.expect(1);
@@ -188,8 +188,8 @@ async fn archives_are_unpacked_and_looked_after_file_by_file() {
             Some(bytes) => std::fs::write(place.0.path(path), bytes).unwrap(),
             None => std::fs::remove_file(place.0.path(path)).unwrap(),
         }
-        let told = place.is_staged(&[]).await.expect(1).json()[0]["problems"].to_string();
-        assert!(told.contains(word), "{told}");
+        let reported = place.is_staged(&[]).await.expect(1).json()[0]["problems"].to_string();
+        assert!(reported.contains(word), "{reported}");
     }
     std::fs::remove_file(place.0.path("out/two/z")).unwrap();
     place.stage(&["--extract"]).await.expect(0);
@@ -262,18 +262,18 @@ async fn what_is_required_is_there_as_a_whole_or_not_at_all_and_the_rest_is_repo
             .await
             .says(0, &["b.tar", &sha256(&tar(&[("x", "2")]))]);
         place.assert_found(&[("a/x", "1")]);
-        let told = place.is_staged(&["--from", &url]).await.expect(0).json();
-        assert_eq!(told[0]["complete"], true);
-        assert_eq!(told[0]["missing"][0]["path"], "b.tar");
-        let error = told[0]["missing"][0]["error"].to_string();
+        let reported = place.is_staged(&["--from", &url]).await.expect(0).json();
+        assert_eq!(reported[0]["complete"], true);
+        assert_eq!(reported[0]["missing"][0]["path"], "b.tar");
+        let error = reported[0]["missing"][0]["error"].to_string();
         assert!(error.contains(&sha256(&tar(&[("x", "2")]))), "{error}");
     }
     // It is there now.
     place.0.with_sum("b.tar", &tar(&[("x", "2")]));
     place.stage(&args).await.expect(0);
     place.assert_found(&[("a/x", "1"), ("b/x", "2")]);
-    let told = place.is_staged(&["--from", &url]).await.expect(0).json();
-    assert_eq!(told[0]["missing"], Value::Array(Vec::new()));
+    let reported = place.is_staged(&["--from", &url]).await.expect(0).json();
+    assert_eq!(reported[0]["missing"], Value::Array(Vec::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,8 +305,8 @@ async fn an_optional_archive_takes_nothing_away_from_what_is_required() {
             .0
             .with_sum("b_lib_generic.tar.zst", &therock("b/stage", &[("lib/same", "s")]));
         place.stage(&args).await.expect(0);
-        let told = place.is_staged(&[]).await.expect(0).json();
-        assert_eq!(told[0]["missing"], Value::Array(Vec::new()));
+        let reported = place.is_staged(&[]).await.expect(0).json();
+        assert_eq!(reported[0]["missing"], Value::Array(Vec::new()));
     }
 }
 
@@ -323,8 +323,8 @@ async fn a_file_of_two_archives_stays_while_one_of_them_has_it() {
             place.0.with_sum(&format!("{name}_lib_generic.tar.zst"), &archive);
         }
         place.stage(&["--flatten"]).await.expect(0);
-        let told = place.is_staged(&[]).await.expect(0).json();
-        assert_eq!(told[0]["files"], 3);
+        let reported = place.is_staged(&[]).await.expect(0).json();
+        assert_eq!(reported[0]["files"], 3);
         for ending in ["", ".sha256sum"] {
             let name = format!("in/{gone}_lib_generic.tar.zst{ending}");
             std::fs::remove_file(place.0.path(&name)).unwrap();

@@ -77,15 +77,15 @@ async fn the_command_has_the_limit_of_open_files_that_it_would_have_alone() {
 
 /// `outhaul run` of a command that lives until it is told to end, and reports signals.
 async fn living(world: &World, before: &str) -> (Running, String) {
-    let told = world.path("told");
-    let _ = std::fs::remove_file(&told);
+    let reported = world.path("told");
+    let _ = std::fs::remove_file(&reported);
     let text = format!(
-        "#!/bin/bash\nfor s in HUP INT QUIT TERM USR1 USR2 ALRM; do trap \"echo $s >> '{told}'; exit 33\" $s; done\n\
-         trap 'echo CONT >> {told}' CONT\necho $$ > '{told}.part'; mv '{told}.part' '{told}.pid'\n\
+        "#!/bin/bash\nfor s in HUP INT QUIT TERM USR1 USR2 ALRM; do trap \"echo $s >> '{reported}'; exit 33\" $s; done\n\
+         trap 'echo CONT >> {reported}' CONT\necho $$ > '{reported}.part'; mv '{reported}.part' '{reported}.pid'\n\
          while :; do sleep 0.05; done\n"
     );
     let living = script(world, "living", &text);
-    let _ = std::fs::remove_file(format!("{told}.pid"));
+    let _ = std::fs::remove_file(format!("{reported}.pid"));
     // What runs the tests may ignore signals itself, as behind `nohup` or in a shell's background.
     let mut command = Command::new("env");
     command.args([
@@ -102,9 +102,9 @@ async fn living(world: &World, before: &str) -> (Running, String) {
     // A group of its own, which is in no terminal's foreground.
     command.process_group(0);
     let child = Running::start(command);
-    let pid = format!("{told}.pid");
+    let pid = format!("{reported}.pid");
     until("the command", async || std::path::Path::new(&pid).exists()).await;
-    (child, told)
+    (child, reported)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,20 +119,20 @@ async fn a_signal_for_run_alone_reaches_the_command_which_is_never_left_behind()
         (Signal::USR2, "USR2"),
         (Signal::ALARM, "ALRM"),
     ] {
-        let (mut child, told) = living(&world, "").await;
+        let (mut child, reported) = living(&world, "").await;
         child.signal(signal);
         assert_eq!(child.end().await, Some(33), "{name}");
-        assert_eq!(std::fs::read_to_string(&told).unwrap(), format!("{name}\n"));
+        assert_eq!(std::fs::read_to_string(&reported).unwrap(), format!("{name}\n"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_run_was_started_to_ignore_stays_ignored() {
     let world = World::new().await;
-    let (mut child, told) = living(&world, "trap '' HUP;").await;
+    let (mut child, reported) = living(&world, "trap '' HUP;").await;
     child.signal(Signal::HUP);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!std::path::Path::new(&told).exists());
+    assert!(!std::path::Path::new(&reported).exists());
     child.signal(Signal::TERM);
     assert_eq!(child.end().await, Some(33));
 }
@@ -140,8 +140,8 @@ async fn what_run_was_started_to_ignore_stays_ignored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn run_stops_with_its_command_and_goes_on_with_it() {
     let world = World::new().await;
-    let (mut child, told) = living(&world, "").await;
-    let command: String = std::fs::read_to_string(format!("{told}.pid")).unwrap();
+    let (mut child, reported) = living(&world, "").await;
+    let command: String = std::fs::read_to_string(format!("{reported}.pid")).unwrap();
     let state = |pid: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit(") ").next().unwrap().chars().next().unwrap()

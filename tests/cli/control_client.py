@@ -46,7 +46,7 @@ watching = control.WatchInvocation(pb.WatchInvocationRequest(invocation=followin
 watching.initial_metadata()
 (generated / "listening").touch()
 
-# Outputs are told from the first message on.
+# Outputs are reported from the first message on.
 events = [next(watching)]
 (generated / "following").touch()
 events += watching

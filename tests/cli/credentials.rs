@@ -12,7 +12,7 @@ use crate::{
     support::{outhaul, program},
 };
 
-/// `outhaul fetch archive` of a URL into a directory, telling everything.
+/// `outhaul fetch archive` of a URL into a directory, logging everything.
 async fn fetch(url: &str, out: &Path, set: impl FnOnce(&mut Command)) -> Ran {
     let _ = std::fs::remove_dir_all(out);
     let mut command = outhaul();

@@ -1,4 +1,4 @@
-//! Leases, as users see them: what the cache has lost is told with the targets to build again, and comes back.
+//! Leases, as users see them: what the cache has lost is reported with the targets to build again, and comes back.
 
 use outhaul_testkit::until;
 use serde_json::Value;

@@ -35,7 +35,7 @@ impl Drop for Mounted {
 }
 
 impl Mounted {
-    /// Mounts a world's builds. `None`, which is told, where FUSE is not to be had.
+    /// Mounts a world's builds. `None`, which is printed, where FUSE cannot be used.
     async fn start(test: &str, world: &World, args: &[&str]) -> Option<Self> {
         let at = world.dir.path().join("mnt");
         // `nohup` has them ignored, and so would the mount; what this process handles, its children begin with as usual.

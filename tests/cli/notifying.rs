@@ -43,21 +43,21 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
     let (url, got) = receiver().await;
     let secret = world.path("secret");
     std::fs::write(&secret, "between us\n").unwrap();
-    let told = world.dir.path().join("told");
+    let reported = world.dir.path().join("told");
     let server = world
         .serve(&[
             &format!("--notify-url={url}"),
             &format!("--notify-secret-file={secret}"),
             &format!(
                 "--on-settled=cat >> '{}'; echo the command speaks",
-                told.display()
+                reported.display()
             ),
         ])
         .await;
     world.play(&world.build, server.address()).await;
     let is_end = |value: &Value| value["event"] == "invocation_settled";
     until("the command hears of the end", async || {
-        lines(&told).iter().any(is_end)
+        lines(&reported).iter().any(is_end)
     })
     .await;
     let posted = || -> Vec<Value> {
@@ -73,11 +73,7 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
     server.logged("--on-settled prints: the command speaks").await;
 
     let documents = posted();
-    assert_eq!(
-        documents,
-        lines(&told),
-        "both are told the same in the same order"
-    );
+    assert_eq!(documents, lines(&reported), "both get the same in the same order");
     let id = world.build.invocation_id();
     assert!(documents.iter().all(|d| d["invocation_id"] == id.as_str()));
     let state = |label: &str, aspect: bool| {

@@ -43,13 +43,13 @@ async fn a_python_client_generated_from_the_protocol_works() {
         .arg(asked.to_string());
     let client = tokio::spawn(finish(command));
     // One that has ended has said why.
-    let told = async |name: &str| {
+    let said = async |name: &str| {
         let file = std::path::PathBuf::from(world.path(&format!("generated/{name}")));
         until(name, async || file.exists() || client.is_finished()).await;
     };
-    told("listening").await;
+    said("listening").await;
     world.play(&world.build, server.address()).await;
-    told("following").await;
+    said("following").await;
     unblock(&world);
     let ran = client.await.unwrap().expect(0);
     assert!(ran.out().contains("all answered"), "{}{}", ran.out(), ran.err);

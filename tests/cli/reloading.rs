@@ -93,7 +93,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
     assert_eq!(keys.first().map(String::as_str), Some("first-key"));
     assert_eq!(keys.last().map(String::as_str), Some("second-key"));
 
-    // What is wrong changes nothing at all, and is told.
+    // What is wrong changes nothing at all, and is reported.
     replace(&pki.token, "short");
     write("third-secret", "third-key", "minimal", "10m");
     let log = reload(&server, "reload failed").await;
@@ -103,7 +103,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
     assert!(send(&renewed, &third, other).await);
     world.assert_complete();
 
-    // What can't be changed while it runs is told, and the rest counts.
+    // What can't be changed while it runs is reported, and the rest counts.
     replace(&pki.token, other);
     write("second-secret", "second-key", "minimal", "7m");
     let log = reload(&server, RELOADED).await;

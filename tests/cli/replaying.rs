@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::support::{World, outhaul};
 
-/// The invocation as `status` tells it.
+/// The invocation as `status` prints it.
 async fn status(world: &World) -> String {
     let mut command = outhaul();
     command
@@ -68,7 +68,7 @@ async fn a_build_whose_output_root_was_deleted_since_is_not_gone_on_with() {
     let server = world.serve(&[]).await;
     let log = server.logged("it was there when this build began").await;
     assert!(!log.contains("ERROR"), "{log}");
-    until("the build tells why", async || {
+    until("the build says why", async || {
         status(&world)
             .await
             .contains("it was there when this build began")
@@ -95,8 +95,8 @@ async fn a_journal_that_two_starts_died_of_is_set_aside_and_kept() {
     let aside = journals(&world, "set-aside").remove(0);
     assert!(log.contains(&aside.display().to_string()), "{log}");
     assert!(journals(&world, "journal").is_empty() && journals(&world, "replaying").is_empty());
-    let told = status(&world).await;
-    assert!(told.contains("its journal was moved to"), "{told}");
+    let reported = status(&world).await;
+    assert!(reported.contains("its journal was moved to"), "{reported}");
     end(server).await;
 
     // As the message says.

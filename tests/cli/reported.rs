@@ -134,7 +134,7 @@ async fn one_odd_option_of_the_builds_does_not_cost_the_cache() {
     let with_user = format!("grpc://user:s3cret@127.0.0.1:{port}");
     let workspace = r#"{"id": {"started": {}}, "started": {"uuid": "11111111-1111-1111-1111-111111111111",
         "command": "build", "workspaceDirectory": "/ws"}}"#;
-    for (option, told) in [
+    for (option, reported) in [
         (("remote_header", "<REDACTED>"), "redacted"),
         (
             ("remote_header", "authorization=<REDACTED>"),
@@ -153,7 +153,7 @@ async fn one_odd_option_of_the_builds_does_not_cost_the_cache() {
         let ran = scene
             .fetch("build", &[option], &[workspace, BOTH, COMPLETED], &[])
             .await;
-        let ran = ran.says(0, &["2 downloaded", "0 failed", told]);
+        let ran = ran.says(0, &["2 downloaded", "0 failed", reported]);
         assert!(!ran.err.contains("s3cret"), "{}", ran.err);
         assert_eq!(text(&scene.bin().join("x.txt")), "x-ray\n", "{option:?}");
     }
@@ -185,7 +185,7 @@ async fn a_proxy_socket_leads_to_the_cache_whatever_its_address() {
 async fn what_is_on_disk_is_present_without_any_cache_and_the_rest_says_why_not() {
     let scene = Scene::new().await;
     std::fs::write(scene.bin().join("a.txt"), "alpha\n").unwrap();
-    for (option, told) in [
+    for (option, reported) in [
         (("remote_cache", ""), "--remote_executor"),
         (("remote_cache", "http://127.0.0.1:1/cache?x"), "query"),
         (("remote_cache", "ftp://h"), "unknown scheme"),
@@ -194,7 +194,7 @@ async fn what_is_on_disk_is_present_without_any_cache_and_the_rest_says_why_not(
         scene
             .fetch("build", &[option], &events, &[])
             .await
-            .says(1, &["1 already present", "1 failed", "bin/x.txt", told]);
+            .says(1, &["1 already present", "1 failed", "bin/x.txt", reported]);
     }
     std::fs::write(scene.bin().join("x.txt"), "x-ray\n").unwrap();
     scene

@@ -263,8 +263,8 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
         world.play(&build, server.address()).await;
         let state = format!("--state-dir={}", world.path(&format!("state{n}")));
         let status = run(["status", "--json", &state]).await.expect(0);
-        let told = status.json()[0].to_string().replace("\\\"", "\"");
-        assert!(told.contains(reason), "{exec_root}: {told}");
+        let reported = status.json()[0].to_string().replace("\\\"", "\"");
+        assert!(reported.contains(reason), "{exec_root}: {reported}");
     }
     for root in [&home, &outside, &open_to_all, &allowed, &keys, &repository] {
         assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");

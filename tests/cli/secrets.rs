@@ -38,7 +38,7 @@ impl Secrets {
     fn assert_kept(&self, shown: &Shown) {
         let secrets = self.0.lock().unwrap();
         assert!(!shown.is_empty() && secrets.len() > 8);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for (place, text) in shown {
             for secret in secrets.iter().filter(|secret| text.contains(*secret)) {
                 let line = text
@@ -46,10 +46,10 @@ impl Secrets {
                     .find(|line| line.contains(secret))
                     .unwrap_or_default();
                 let line: String = line.chars().take(600).collect();
-                told.push(format!("{secret} is shown in {place}: {line}"));
+                reported.push(format!("{secret} is shown in {place}: {line}"));
             }
         }
-        assert!(told.is_empty(), "{}", told.join("\n"));
+        assert!(reported.is_empty(), "{}", reported.join("\n"));
     }
 }
 

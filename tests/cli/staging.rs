@@ -53,7 +53,7 @@ pub(crate) async fn is_staged(to: &str, args: &[&str]) -> Ran {
     .await
 }
 
-/// How often an outcome is told.
+/// How often an outcome is reported.
 fn count(ran: &Ran, outcome: &str) -> usize {
     ran.json().iter().filter(|o| o["outcome"] == outcome).count()
 }

@@ -1,4 +1,4 @@
-//! What goes wrong on the way: the build's own result stays what it was, and the reason is told.
+//! What goes wrong on the way: the build's own result stays what it was, and the reason is reported.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ const STREAM_FAILED: i32 = 45;
 
 /// Demands that a build's end says why an output is missing: in `status`, and with the summary in the log.
 #[track_caller]
-fn told(daemon: &Daemon, run: &Ran, output: &str, reason: &str) -> Value {
+fn reported(daemon: &Daemon, run: &Ran, output: &str, reason: &str) -> Value {
     // A strict daemon fails the stream a moment before it notes the end.
     eventually("the invocation is settled", || {
         daemon.outhaul().status()["state"] == "settled"
@@ -31,7 +31,7 @@ fn told(daemon: &Daemon, run: &Ran, output: &str, reason: &str) -> Value {
             .iter()
             .filter_map(Value::as_str)
             .any(|error| error.contains(output) && error.to_lowercase().contains(reason)),
-        "no error tells of {output}: {reason}\n{status:#}\n{run}\n{log}"
+        "no error names {output}: {reason}\n{status:#}\n{run}\n{log}"
     );
     let failed = status["failed"].as_u64().expect("a number");
     assert!(failed > 0, "{status:#}");
@@ -48,7 +48,7 @@ fn told(daemon: &Daemon, run: &Ran, output: &str, reason: &str) -> Value {
     status
 }
 
-/// As a strict build's user is told.
+/// As a strict build's user sees it.
 #[track_caller]
 fn fails_strictly(run: Ran, output: &str) -> Ran {
     let run = run.expect(STREAM_FAILED);
@@ -89,7 +89,7 @@ pub(crate) fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     let build = start(&[&daemon.bes(), "//:a", "//big"]);
     way.cut();
     let run = fails_strictly(build.wait(), "big.bin");
-    told(&daemon, &run, "big/big.bin", "");
+    reported(&daemon, &run, "big/big.bin", "");
     assert!(!bazel.has("bazel-bin/big/big.bin"), "nothing is there in part");
 
     daemon.restart_with(&way.settings().and(&hasty));
@@ -97,7 +97,7 @@ pub(crate) fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     let build = start(&[&daemon.bes(), "//:a", "//big"]);
     way.cut();
     let run = build.wait().ok();
-    told(&daemon, &run, "big/big.bin", "");
+    reported(&daemon, &run, "big/big.bin", "");
     assert!(!bazel.has("bazel-bin/big/big.bin"), "nothing is there in part");
     assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n");
 
@@ -106,7 +106,7 @@ pub(crate) fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     let build = start(&[&daemon.bes(), "--keep_going", "//gen:broken", "//big"]);
     way.cut();
     let run = build.wait().expect(1);
-    told(&daemon, &run, "big/big.bin", "");
+    reported(&daemon, &run, "big/big.bin", "");
 
     // It comes back, and the next build brings what was missing.
     way.flow();
@@ -120,7 +120,7 @@ pub(crate) fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     cache.kill();
     way.flow();
     let run = build.wait().ok();
-    told(&daemon, &run, "big/big.bin", "");
+    reported(&daemon, &run, "big/big.bin", "");
 }
 
 /// A command that becomes another one, with the outputs of a Bazel as that one sees them changed by a script: in a
@@ -173,12 +173,12 @@ fn with_a_broken_tree(stage: &Stage, script: &str, reason: &str) {
     let run = bazel
         .build(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
-    told(&daemon, &run, "big/big.bin", reason);
+    reported(&daemon, &run, "big/big.bin", reason);
 
     daemon.restart_after(&wrapper, &strict);
     let run = bazel.build(&[&[daemon.bes().as_str()], &targets[..]].concat());
     let run = fails_strictly(run, "big.bin");
-    told(&daemon, &run, "big/big.bin", reason);
+    reported(&daemon, &run, "big/big.bin", reason);
 
     // Nothing that was noted in bad times is believed in good ones.
     daemon.restart_after(&[], &strict);

@@ -122,8 +122,8 @@ fn table() -> BTreeMap<&'static str, &'static str> {
 fn the_table_names_no_flag_twice_and_each_says_what_is_done() {
     let words = ["**Honoured", "**No effect", "**Left to Bazel", "**Not honoured"];
     for line in TABLE.lines().filter(|line| line.starts_with("| `--")) {
-        let told = line.split('|').nth(3).unwrap_or_default().trim();
-        assert!(words.iter().any(|word| told.starts_with(word)), "{line}");
+        let reported = line.split('|').nth(3).unwrap_or_default().trim();
+        assert!(words.iter().any(|word| reported.starts_with(word)), "{line}");
     }
     assert!(table().len() > 150);
 }
@@ -152,9 +152,9 @@ fn the_table_names_the_flags_that_the_bazel_has(stage: &Stage) {
         Version::Seven => ("7.7.1", 150),
     };
     // With the flags that the other help texts do not show.
-    let told = bazel.run("help", &["flags-as-proto"]).ok();
-    let told = STANDARD.decode(told.out().trim()).unwrap();
-    let known: BTreeSet<String> = Flags::decode(told.as_slice())
+    let reported = bazel.run("help", &["flags-as-proto"]).ok();
+    let reported = STANDARD.decode(reported.out().trim()).unwrap();
+    let known: BTreeSet<String> = Flags::decode(reported.as_slice())
         .unwrap()
         .list
         .into_iter()

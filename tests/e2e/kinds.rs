@@ -95,7 +95,7 @@ fn the_main_job_is_done_with_a_bucket_that_is_a_disk_cache() {
 }
 
 /// Bazel 4 names no digests with these caches, so Outhaul can download nothing. The build has what Bazel downloads, and what
-/// it does not is told.
+/// it does not is reported.
 #[test]
 fn with_bazel_4_nothing_is_lost() {
     for cache in ["nginx", "disk", "disk_and_nginx"] {
@@ -127,12 +127,12 @@ fn bazel_4_keeps_what_it_downloads(stage: &Stage) {
         .ok();
     let status = daemon.outhaul().status();
     let errors = status["errors"].as_array().expect("a list");
-    let is_told = |error: &serde_json::Value| {
+    let is_reported = |error: &serde_json::Value| {
         let text = error.as_str().unwrap_or_default();
         text.contains("before version 7 no digests at all") && text.contains("not on disk")
     };
     assert!(
-        errors.iter().filter(|error| is_told(error)).count() > 5 && status["failed"].as_u64() > Some(10),
+        errors.iter().filter(|error| is_reported(error)).count() > 5 && status["failed"].as_u64() > Some(10),
         "{status:#}\n{run}"
     );
     assert_eq!(status["state"], "settled", "{status:#}");

@@ -1,4 +1,4 @@
-//! Events that go on to another build event service: what is told there is true by then, and complete.
+//! Events that go on to another build event service: what is said there is true by then, and complete.
 
 use std::sync::{Arc, Mutex};
 

@@ -26,7 +26,7 @@ for_each_bazel!(embedded: what_a_compact_log_names_is_known_and_can_be_downloade
 
 /// What a source of the program has.
 const SOURCE: &str = "a source\n";
-/// Version 4 makes no links to trees, and tells nobody what it has in the cache.
+/// Version 4 makes no links to trees, and does not say what it has in the cache.
 const PROGRAM: &str = "//runfiles:linked";
 
 fn path_of(target: &str) -> String {
@@ -178,7 +178,7 @@ fn output_groups_that_leave_the_default_ones_out_bring_no_runfiles(stage: &Stage
 /// What `bazel dump --action_cache` says: path, digest and size of each output, and of each file of a tree.
 fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     let run = bazel.run("dump", &["--action_cache"]).ok();
-    let mut told = BTreeSet::new();
+    let mut named = BTreeSet::new();
     for line in run
         .out()
         .lines()
@@ -193,7 +193,7 @@ fn dumped(bazel: &Bazel) -> BTreeSet<String> {
                 rest.split([',', '}']).next().map(str::to_lowercase)
             };
             if let (Some(digest), Some(size)) = (field("digest=0x"), field("size=")) {
-                told.insert(format!("bazel-out/{path} {digest} {size}"));
+                named.insert(format!("bazel-out/{path} {digest} {size}"));
             }
         };
         match value.split_once("childValues={") {
@@ -211,7 +211,7 @@ fn dumped(bazel: &Bazel) -> BTreeSet<String> {
             }
         }
     }
-    told
+    named
 }
 
 fn what_the_action_cache_holds_is_known_and_can_be_downloaded(stage: &Stage) {

@@ -185,9 +185,9 @@ fn an_http_cache_that_is_down_costs_the_build_nothing(stage: &Stage) {
     let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args).ok();
     assert_eq!(executed(&run), 9, "{run}");
     assert_eq!(lacking(&expected, &bazel), Vec::<String>::new(), "{run}");
-    let is_told =
+    let is_reported =
         run.err.contains("Bazel downloads outputs itself") && run.err.contains("failed to reach the server");
-    assert_eq!(is_told, stage.version == Version::Seven, "{run}");
+    assert_eq!(is_reported, stage.version == Version::Seven, "{run}");
 }
 
 /// Not where the system would look for it: `..` does not ask what stands before it.
@@ -318,7 +318,7 @@ fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
     assert_eq!(upstream.invocations().len(), 3, "{:?}", upstream.invocations());
 }
 
-/// Commands whose options Bazel tells in an unusual way, or before which it wants something.
+/// Commands whose options Bazel reports in an unusual way, or before which it wants something.
 fn a_backend_is_heard_whatever_an_option_implies(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
@@ -345,7 +345,7 @@ fn a_backend_is_heard_whatever_an_option_implies(stage: &Stage) {
     }
 }
 
-/// Failures are told, and fail a strict command, whether or not Bazel waits for the answer to its last event.
+/// Failures are reported, and fail a strict command, whether or not Bazel waits for the answer to its last event.
 fn what_is_missing_is_said_every_time(stage: &Stage) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let cache = stage.cache();

@@ -75,7 +75,7 @@ fn urls(store: &Store) -> [String; 2] {
     [store.url("plain", ""), store.url("packed", "layout=bazel-remote")]
 }
 
-/// `outhaul fetch`, telling everything, from a store.
+/// `outhaul fetch`, logging everything, from a store.
 fn fetch(store: &Store, url: &str, args: &[&str]) -> Ran {
     let mut command = clean(Command::new(env!("CARGO_BIN_EXE_outhaul")));
     command

@@ -231,7 +231,7 @@ fn check(stores: &Stores, number: usize, file: &PathBuf, bytes: &[u8], end: &Out
                 return Err(format!("it is not from {store}"));
             }
         }
-        _ if found.is_some() => return Err("a file that is not told of".to_owned()),
+        _ if found.is_some() => return Err("a file that is not reported".to_owned()),
         _ if is_sure => return Err("a store has it".to_owned()),
         Outcome::Evicted(_) if held.iter().any(|(_, holds)| *holds != Holds::Not) => {
             return Err("evicted, although not every store says so".to_owned());

@@ -30,7 +30,7 @@ pub(crate) async fn amid_faults(
     root: &Path,
 ) -> Result<(), String> {
     answered(build, played)?;
-    all_told(build, played)?;
+    all_reported(build, played)?;
     let hides = case.steps.iter().any(Step::hides);
     for (index, output) in build.outputs.iter().enumerate() {
         let outcome = outcome(played, output)?;
@@ -41,10 +41,10 @@ pub(crate) async fn amid_faults(
         };
         match outcome {
             Outcome::Downloaded { .. } | Outcome::Present { .. } if !there => {
-                return Err(format!("{} is told to be there and is not", output.path));
+                return Err(format!("{} is reported to be there and is not", output.path));
             }
             Outcome::Evicted(_) if !hides && matches!(output.shall, Shall::File(_)) => {
-                return Err(format!("{} is told to be evicted and was not", output.path));
+                return Err(format!("{} is reported to be evicted and was not", output.path));
             }
             Outcome::Unavailable(why) | Outcome::Failed(why) if case.passes => {
                 return Err(format!("{} failed: {why}", output.path));
@@ -70,7 +70,7 @@ pub(crate) async fn behind_faults(
     root: &Path,
 ) -> Result<(), String> {
     answered(build, played)?;
-    all_told(build, played)?;
+    all_reported(build, played)?;
     for output in &build.outputs {
         let outcome = outcome(played, output)?;
         let right = match &output.shall {
@@ -89,7 +89,7 @@ pub(crate) async fn behind_faults(
 }
 
 /// Every output has an end.
-fn all_told(build: &Build, played: &Played) -> Result<(), String> {
+fn all_reported(build: &Build, played: &Played) -> Result<(), String> {
     if played.outcomes.len() == build.outputs.len() {
         return Ok(());
     }
@@ -121,12 +121,12 @@ fn answered(build: &Build, played: &Played) -> Result<(), String> {
         }
     }
     let tally = &played.report.tally;
-    let told = (
+    let reported = (
         tally.downloaded + tally.present,
         tally.failed + tally.optional_failed,
         tally.superseded,
     );
-    if told != (on_disk, failed, superseded) || played.report.failed != failed {
+    if reported != (on_disk, failed, superseded) || played.report.failed != failed {
         return Err(format!(
             "{on_disk} are there, {failed} failed, {superseded} are superseded; the report says {tally:?}"
         ));
@@ -147,7 +147,7 @@ fn proper(message: &str) -> Result<(), String> {
             .split(' ')
             .any(|part| part.len() > 6 && message.contains(part))
     {
-        return Err(format!("a secret is told: {message}"));
+        return Err(format!("a secret is shown: {message}"));
     }
     if message.chars().any(char::is_control) {
         return Err(format!("a message with control characters: {message:?}"));

@@ -8,7 +8,7 @@
 //! * `OUTHAUL_FAULT_SEED`: the first case's seed; the others' follow it. Given out with every failure.
 //! * `OUTHAUL_FAULT_STEPS`: the only faults of the schedule that are used, by number, such as `0,3`.
 
-// What the cases came to is told with `--nocapture`.
+// What the cases came to is printed with `--nocapture`.
 #![allow(clippy::print_stdout)]
 
 mod build;

@@ -333,7 +333,7 @@ impl World {
     }
 
     /// What was done, in words.
-    pub fn told(&self) -> String {
+    pub fn reported(&self) -> String {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let c = &self.counts;
         format!(

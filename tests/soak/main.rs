@@ -91,7 +91,7 @@ async fn soak(time: Duration, seed: u64) -> Vec<String> {
     }
     println!("{}", table("busy, now and then", &thinned(&samples)));
     println!("{}", table("quiet, after each quarter", &quiet));
-    println!("{}", world.told());
+    println!("{}", world.reported());
     if let [first, .., before, last] = &quiet[..] {
         wrong.extend(Bound::check(first, last));
         wrong.extend(leak(before, last));

@@ -103,7 +103,7 @@ const BOUNDS: [Bound; 6] = [
 /// whatever else fills up, if there are enough builds.
 const EACH_KIB: u64 = 3;
 const NOISE_KIB: u64 = 12 << 10;
-/// Of fewer builds nothing can be told: the allocator's own ups and downs are larger.
+/// Of fewer builds nothing can be said: the allocator's own ups and downs are larger.
 pub const ENOUGH: u64 = 1000;
 
 /// What was left behind by the builds between two quiet moments, if it is too much.

@@ -293,17 +293,17 @@ async fn calls_beyond_those_that_may_wait_for_upstream_are_dropped_and_fail_no_b
     upload.closed().await;
     backend.listen().await;
     backend.until_closed().await;
-    let told = [
+    let reported = [
         Came::Call("build enqueued"),
         Came::Call("build enqueued"),
         Came::Call("build enqueued"),
     ];
-    assert_eq!(backend.came()[..3], told);
+    assert_eq!(backend.came()[..3], reported);
     // There is room again.
     let finished = call(build_event::Event::BuildFinished(Default::default()));
     calls.publish_lifecycle_event(finished).await.unwrap();
     let last = |came: &[Came]| came.contains(&Came::Call("build finished"));
-    backend.until("told the end", last).await;
+    backend.until("the end", last).await;
     daemon.stop().await;
 }
 

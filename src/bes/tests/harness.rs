@@ -211,14 +211,14 @@ impl Builds for Engine {
     }
 
     fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
-        let mut told = self.progress.subscribe();
-        let Some(first) = told.borrow_and_update().clone() else {
+        let mut reported = self.progress.subscribe();
+        let Some(first) = reported.borrow_and_update().clone() else {
             return Box::pin(async { None });
         };
         let (sender, receiver) = watch::channel(first);
         tokio::spawn(async move {
-            while told.changed().await.is_ok() {
-                sender.send_replace(told.borrow_and_update().clone().unwrap_or_default());
+            while reported.changed().await.is_ok() {
+                sender.send_replace(reported.borrow_and_update().clone().unwrap_or_default());
             }
         });
         Box::pin(async { Some(receiver) })

@@ -85,14 +85,14 @@ async fn what_another_root_has_is_copied_and_verified() {
             source: "batch",
         },
         Case {
-            name: "changed, which its size tells",
+            name: "changed, which its size shows",
             before: |f| rewrite(f, b"other bytes"),
             second: "a",
             asked: 1,
             source: "batch",
         },
         Case {
-            name: "changed, which only its bytes tell",
+            name: "changed, which only its bytes show",
             before: |f| rewrite(f, b"tybes"),
             second: "a",
             asked: 1,

@@ -46,12 +46,12 @@ impl Fixture {
     }
 
     async fn evict(&self, request: EvictRequest) -> (Vec<String>, BTreeMap<String, u64>) {
-        told(self.services.service.evict(request)).await.unwrap()
+        reported(self.services.service.evict(request)).await.unwrap()
     }
 }
 
 /// The names of what was removed, in order, and what was left by reason.
-async fn told(
+async fn reported(
     mut answers: mpsc::Receiver<Result<pb::EvictResponse, Status>>,
 ) -> Result<(Vec<String>, BTreeMap<String, u64>), Status> {
     let (mut removed, mut left) = (Vec::new(), BTreeMap::new());
@@ -145,11 +145,11 @@ async fn only_what_was_downloaded_is_unchanged_and_in_the_cache_goes() {
     write("replaced", "by something longer");
     std::fs::remove_file(f.file("gone")).unwrap();
     f.cache.store().remove(&absent("lost"));
-    let (mut removed, told) = f.evict(EVERYTHING).await;
+    let (mut removed, reported) = f.evict(EVERYTHING).await;
     removed.sort();
     assert_eq!(removed, ["fine", "touched"]);
     assert_eq!(
-        told,
+        reported,
         left(&[
             ("changed since they were downloaded", 1),
             ("not downloaded by outhaul", 1),
@@ -166,12 +166,13 @@ async fn only_what_was_downloaded_is_unchanged_and_in_the_cache_goes() {
         Times::Always,
     );
     f.built("second", &[("fine", "fine")]).await;
-    let (removed, told) = f.evict(EVERYTHING).await;
+    let (removed, reported) = f.evict(EVERYTHING).await;
     assert_eq!(removed, Vec::<String>::new());
     assert!(
-        told.keys()
+        reported
+            .keys()
             .any(|reason| reason.starts_with("the cache cannot say whether it has them: ")),
-        "{told:?}"
+        "{reported:?}"
     );
     assert!(f.file("fine").exists());
 }
@@ -181,10 +182,10 @@ async fn nothing_goes_while_a_build_runs_or_that_the_newest_build_wants() {
     let mut f = Fixture::new(false).await;
     f.built("first", &[("a", "of a")]).await;
     f.again("second").await;
-    let (removed, told) = f.evict(EVERYTHING).await;
+    let (removed, reported) = f.evict(EVERYTHING).await;
     assert_eq!(removed, Vec::<String>::new());
     let running = format!("in {}: a build is running", f.exec_root().display());
-    assert_eq!(told, left(&[(&running, 0)]));
+    assert_eq!(reported, left(&[(&running, 0)]));
     f.finish().await;
     f.services.engine.settled(&f.key).await;
     // What it names is not known here, where no journal is kept: it may be anything.
@@ -192,8 +193,8 @@ async fn nothing_goes_while_a_build_runs_or_that_the_newest_build_wants() {
         include_newest: false,
         ..EVERYTHING
     };
-    let (removed, told) = f.evict(request).await;
-    assert_eq!((removed.len(), told.len()), (0, 1), "{told:?}");
+    let (removed, reported) = f.evict(request).await;
+    assert_eq!((removed.len(), reported.len()), (0, 1), "{reported:?}");
     let elsewhere = EvictRequest {
         workspace: "/elsewhere".to_owned(),
         ..EVERYTHING
@@ -220,9 +221,12 @@ async fn a_build_that_begins_meanwhile_loses_nothing() {
     f.built("second", &[("a", "of a")]).await;
     f.cache.faults().clear();
     f.cache.faults().sever_connections();
-    let (removed, told) = told(answers).await.unwrap();
+    let (removed, reported) = reported(answers).await.unwrap();
     assert_eq!(removed, Vec::<String>::new());
-    assert_eq!(told, left(&[("in an output root where a build has begun", 1)]));
+    assert_eq!(
+        reported,
+        left(&[("in an output root where a build has begun", 1)])
+    );
     assert!(f.file("a").exists());
 }
 
@@ -234,11 +238,11 @@ async fn what_lies_where_a_link_leads_or_has_several_names_stays() {
     std::fs::remove_dir_all(f.file("d")).unwrap();
     std::os::unix::fs::symlink("e", f.file("d")).unwrap();
     std::fs::hard_link(f.file("g"), f.exec_root().join("kept")).unwrap();
-    let (removed, told) = f.evict(EVERYTHING).await;
+    let (removed, reported) = f.evict(EVERYTHING).await;
     // By its own name, it may go.
     assert_eq!(removed, ["f"]);
     assert_eq!(
-        told,
+        reported,
         left(&[
             ("changed since they were downloaded", 1),
             ("files with several names, so that nothing would be freed", 1)
@@ -268,8 +272,8 @@ async fn what_is_on_disk_is_counted() {
         (pb::DiskUsageBy::Invocation, &[("first", 1), ("second", 1)]),
     ] {
         let usage = usage(by).await.unwrap();
-        let told: Vec<(&str, u64)> = usage.entries.iter().map(|e| (&*e.name, e.outputs)).collect();
-        assert_eq!(told, names);
+        let reported: Vec<(&str, u64)> = usage.entries.iter().map(|e| (&*e.name, e.outputs)).collect();
+        assert_eq!(reported, names);
         assert_eq!(usage.outputs, 2);
         assert!(usage.bytes >= 100_000, "{usage:?}");
         assert_eq!(usage.bytes, usage.entries.iter().map(|e| e.bytes).sum::<u64>());
@@ -339,7 +343,7 @@ async fn random_life(seed: u64) {
                         before.insert("a", b"a of 1".to_vec());
                     }
                     _ => {
-                        told(answers).await.unwrap();
+                        reported(answers).await.unwrap();
                     }
                 }
                 while f.services.service.is_busy() {

@@ -12,9 +12,9 @@ async fn everybody_hears_of_builds_without_their_single_outputs() {
     f.finish().await;
     let mut heard = Vec::new();
     while !matches!(heard.last(), Some(Change::Settled(_))) {
-        let told = timeout(PATIENCE, changes.recv()).await.expect("in time").unwrap();
-        assert_eq!(told.invocation_id, "invocation");
-        heard.push(told.change);
+        let reported = timeout(PATIENCE, changes.recv()).await.expect("in time").unwrap();
+        assert_eq!(reported.invocation_id, "invocation");
+        heard.push(reported.change);
     }
     assert!(!heard.iter().any(|c| matches!(c, Change::Output(_))));
     assert_eq!(
@@ -55,7 +55,7 @@ async fn who_asks_about_a_build_that_is_taken_up_hears_which_it_is() {
 async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
     const TARGETS: usize = 6000;
     let mut f = Fixture::new(false).await;
-    let mut told = f.services.engine.subscribe();
+    let mut reported = f.services.engine.subscribe();
     f.stall();
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
@@ -71,14 +71,14 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
         .expect("in time");
     let mut settled = std::collections::BTreeSet::new();
     loop {
-        match timeout(PATIENCE, told.recv())
+        match timeout(PATIENCE, reported.recv())
             .await
             .expect("in time")
             .unwrap()
             .change
         {
             Change::Target(row) if row.state == TargetState::Settled => {
-                assert!(settled.insert(row.label.clone()), "each is told of once");
+                assert!(settled.insert(row.label.clone()), "each is reported once");
             }
             Change::Settled(_) => break,
             Change::Output(_) => panic!("single outputs are not for everybody"),
@@ -135,14 +135,14 @@ async fn a_slow_follower_hears_of_each_target_in_order_and_keeps_a_page_of_them(
     reached(&mut progress, last).await;
     f.finish().await;
     heard.extend(self::heard(slow).await);
-    let mut told: std::collections::HashMap<String, Vec<TargetState>> = Default::default();
+    let mut reported: std::collections::HashMap<String, Vec<TargetState>> = Default::default();
     for change in &heard {
         if let Change::Target(row) = change {
-            told.entry(row.label.clone()).or_default().push(row.state);
+            reported.entry(row.label.clone()).or_default().push(row.state);
         }
     }
-    assert_eq!(told.len(), many);
-    for (label, mut states) in told {
+    assert_eq!(reported.len(), many);
+    for (label, mut states) in reported {
         // The record has it once more, if the task has released its targets meanwhile.
         states.dedup();
         let is_right = matches!(

@@ -174,7 +174,7 @@ async fn files_trees_and_links_come_by_the_action_cache_and_only_what_is_absent(
     }
     assert!(w.at("link").is_symlink() && w.at("linked").is_symlink());
     assert_eq!(w.text("unneeded"), None);
-    // And whatever it tells is known.
+    // And whatever it names is known.
     timeout(PATIENCE, w.f.services.engine.done(&w.f.key))
         .await
         .expect("in time");
@@ -363,7 +363,7 @@ async fn the_execution_log_of_the_build_itself_says_what_the_action_cache_cannot
     let entries = fs::read(entries).unwrap();
     let log = w.f.dir.path().join("log");
     fs::write(&log, zstd::encode_all(&*entries, 3).unwrap()).unwrap();
-    for (id, is_told) in [("another", false), (LOGGED, true)] {
+    for (id, is_reported) in [("another", false), (LOGGED, true)] {
         w.again(id).await;
         let options = [("execution_log_compact_file", log.to_str().unwrap())];
         assert_eq!(w.build(&options, 0).await.failed, 0);
@@ -374,7 +374,11 @@ async fn the_execution_log_of_the_build_itself_says_what_the_action_cache_cannot
         let path = ExecPath::new(&format!("{BIN}/link")).unwrap();
         let row = w.f.services.record.output(root, &path);
         let event = row.map(|row| row.event.to_string());
-        assert_eq!(event.as_deref() == Some("execution_log"), is_told, "{event:?}");
+        assert_eq!(
+            event.as_deref() == Some("execution_log"),
+            is_reported,
+            "{event:?}"
+        );
     }
 }
 

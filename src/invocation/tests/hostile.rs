@@ -93,15 +93,15 @@ fn cycles_dangling_references_and_repetitions_come_to_an_end() {
     assert_eq!(ends(&effects), 0);
     effects.extend(build.end());
     assert_eq!((names(&effects), ends(&effects)), (3, 2));
-    let is_told = |text: &str| {
-        let told =
+    let is_reported = |text: &str| {
+        let reported =
             |e: &&Effect| matches!(e, Effect::Refused(why) | Effect::Unusable(_, why) if why.contains(text));
-        effects.iter().any(|e| told(&e))
+        effects.iter().any(|e| reported(&e))
     };
-    assert!(is_told(
+    assert!(is_reported(
         "//cycle refers to named sets of files that include each other"
     ));
-    assert!(is_told(
+    assert!(is_reported(
         "//both refers to named sets of files that were never sent: "
     ));
     // A broken stream that goes on, with unknown sets.
@@ -175,15 +175,15 @@ fn beyond_a_limit_a_stream_is_read_to_its_end_and_no_more_is_kept() {
         effects.extend(build.handle(4 + n, set(&format!("s{n}"), &["b"], &[])));
     }
     assert_eq!(ends(&effects), 10);
-    let told: Vec<_> = effects
+    let reported: Vec<_> = effects
         .iter()
         .filter_map(|e| match e {
             Effect::Unusable(Class::Required, reason) => Some(reason.as_str()),
             _ => None,
         })
         .collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("--limit=targets="), "{told:?}");
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert!(reported[0].contains("--limit=targets="), "{reported:?}");
     let finished = Event::Finished {
         exit_code: 0,
         name: String::new(),

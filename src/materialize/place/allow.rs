@@ -207,10 +207,11 @@ mod tests {
             .chain(["base/execroot/link", "links/execroot/.ssh"])
         {
             let path = dir.path().join(name);
-            let told = reason(is_allowed_root(&path, &[], me));
+            let reported = reason(is_allowed_root(&path, &[], me));
             assert!(
-                told.contains("does not look like a Bazel exec root") && told.contains("--allow-exec-root"),
-                "{name}: {told}"
+                reported.contains("does not look like a Bazel exec root")
+                    && reported.contains("--allow-exec-root"),
+                "{name}: {reported}"
             );
             let open = OutputRoot::open(&path, false).unwrap();
             reason(is_allowed_open(&open, &[], me));
@@ -290,10 +291,10 @@ mod tests {
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         for open in [&above, &root] {
             mode(open, 0o777);
-            let told = reason(is_allowed_root(&root, &[], me));
+            let reported = reason(is_allowed_root(&root, &[], me));
             assert!(
-                told.contains("0777") && told.contains("--allow-exec-root"),
-                "{told}"
+                reported.contains("0777") && reported.contains("--allow-exec-root"),
+                "{reported}"
             );
             assert!(reason(is_allowed_root(&root.join("not/execroot/yet"), &[], me)).contains("0777"));
             // Who names it vouches for it.

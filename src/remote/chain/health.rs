@@ -191,14 +191,14 @@ mod tests {
         );
         // An answer in between counts from the start again, and so does a timeout like any failure.
         let ticket = health.ask(start).unwrap();
-        for told in [
+        for reported in [
             Some(&down),
             Some(&down),
             Some(&absent),
             Some(&error(RemoteErrorKind::Timeout)),
             Some(&down),
         ] {
-            assert_eq!(health.heard(ticket, start, told), None);
+            assert_eq!(health.heard(ticket, start, reported), None);
         }
         assert_eq!(
             health.heard(ticket, start, Some(&down)),
@@ -223,9 +223,9 @@ mod tests {
         assert!(health.ask(now + seconds(299)).is_err());
         let probe = health.ask(now + seconds(300)).unwrap();
         assert_eq!(health.heard(probe, now, None), Some(News::Back));
-        for told in [&down, &down] {
+        for reported in [&down, &down] {
             let ticket = health.ask(now).unwrap();
-            assert_eq!(health.heard(ticket, now, Some(told)), None);
+            assert_eq!(health.heard(ticket, now, Some(reported)), None);
         }
     }
 
@@ -254,8 +254,11 @@ mod tests {
             for waits in [30, 60, 120, 240, 300, 300] {
                 assert_eq!(health.heard(probe, now, Some(&error(kind))), news.take());
                 assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
-                let told = health.ask(now + seconds(waits - 1)).unwrap_err();
-                assert!(told.kind == kind && told.message.contains("gone"), "{told}");
+                let reported = health.ask(now + seconds(waits - 1)).unwrap_err();
+                assert!(
+                    reported.kind == kind && reported.message.contains("gone"),
+                    "{reported}"
+                );
                 now += seconds(waits);
                 probe = health.ask(now).unwrap();
                 assert!(!health.is_refused());
@@ -270,8 +273,8 @@ mod tests {
         let down = error(RemoteErrorKind::Unavailable);
         let mut health = Health::default();
         let look = health.look(now).unwrap();
-        for told in [Some(&down), None, Some(&down), None] {
-            assert_eq!(health.heard(look, now, told), None);
+        for reported in [Some(&down), None, Some(&down), None] {
+            assert_eq!(health.heard(look, now, reported), None);
         }
         assert_eq!(
             health.heard(look, now, Some(&down)),

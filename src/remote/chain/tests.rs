@@ -228,7 +228,7 @@ async fn what_one_store_lacks_is_asked_of_the_next_one_at_once_and_it_is_named()
 #[tokio::test]
 async fn nothing_is_evicted_as_long_as_one_store_may_have_it() {
     use RemoteErrorKind as Kind;
-    for (of_first, of_second, told) in [
+    for (of_first, of_second, reported) in [
         (Act::Well, Act::Well, Kind::NotFound),
         (Act::Fails(Kind::Unavailable), Act::Well, Kind::Unavailable),
         (Act::Well, Act::Fails(Kind::Timeout), Kind::Timeout),
@@ -248,7 +248,7 @@ async fn nothing_is_evicted_as_long_as_one_store_may_have_it() {
             .read_stream(&blob, 0, &Attribution::default(), false, &mut sink)
             .await;
         for error in [read(&chain, "x").await.unwrap_err(), streamed.unwrap_err()] {
-            assert_eq!(error.kind, told);
+            assert_eq!(error.kind, reported);
             assert!(
                 error.message.contains("first") && error.message.contains("second"),
                 "{error}"
@@ -257,7 +257,7 @@ async fn nothing_is_evicted_as_long_as_one_store_may_have_it() {
         let missing = chain
             .find_missing(std::slice::from_ref(&blob), &Attribution::default())
             .await;
-        assert_eq!(missing.is_ok(), told == Kind::NotFound);
+        assert_eq!(missing.is_ok(), reported == Kind::NotFound);
         assert_eq!(origin(&chain, "x"), None);
     }
 }

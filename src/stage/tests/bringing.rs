@@ -1,4 +1,4 @@
-//! Where the bytes come from, and what is told where they do not come.
+//! Where the bytes come from, and what is reported where they do not come.
 
 use super::*;
 

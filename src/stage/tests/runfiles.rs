@@ -325,7 +325,7 @@ fn sources_are_those_of_the_workspace_that_the_output_base_names() {
 /// A container has `/src` and `/cache/base`; here they are somewhere else.
 #[test]
 fn with_translated_paths_sources_are_read_where_they_are_here() {
-    for is_told in [true, false] {
+    for is_reported in [true, false] {
         let mut world = World::new();
         world.write("w/app/x", "x");
         world.write("base/external/lib+/y", "y");
@@ -334,7 +334,7 @@ fn with_translated_paths_sources_are_read_where_they_are_here() {
         world.write("base/DO_NOT_BUILD_HERE", "/src");
         let dir = world.dir.path().display();
         let mut maps = vec![format!("/cache/base={dir}/base")];
-        if is_told {
+        if is_reported {
             maps.push(format!("/src={dir}/w"));
         }
         world.roots.set_rules(RootRules {
@@ -358,7 +358,7 @@ fn with_translated_paths_sources_are_read_where_they_are_here() {
         // An absolute link there leads to what may be another file here.
         assert!(absent("own/x").contains("leads out"), "{:?}", added.absent);
         for name in ["x", "link"] {
-            if is_told {
+            if is_reported {
                 assert_eq!(placed[name], &x, "{name}");
             } else {
                 assert!(absent(name).contains("--path-map"), "{name}: {:?}", added.absent);

@@ -59,7 +59,7 @@ pub(super) const FACTORS: [(&str, &[&str]); 14] = [
             "paths-local",
             "invocation",
             "no-upload",
-            "told",
+            "event-files",
             "groups",
             "unzipped",
         ],
@@ -250,7 +250,7 @@ impl Config {
             "paths-local" => add("--experimental_build_event_upload_strategy=local"),
             "invocation" => add("--invocation_id=aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"),
             "no-upload" => add("--noremote_upload_local_results"),
-            "told" => {
+            "event-files" => {
                 add("--bes_keywords=a,b");
                 add("--build_metadata=A=b");
                 add(&format!("--build_event_json_file={}", url.json));

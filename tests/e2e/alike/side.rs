@@ -265,7 +265,7 @@ fn remove(path: &Path) {
 const CRASH: Option<i32> = Some(37);
 
 /// Files whose bytes say when they were made.
-fn is_told_the_time(path: &str) -> bool {
+fn depends_on_the_time(path: &str) -> bool {
     ["test.xml", "test.cache_status", "attempt_1.xml", "outputs.zip"]
         .iter()
         .any(|name| path.ends_with(name))
@@ -352,7 +352,7 @@ fn is_like(path: &str, entry: &Entry, found: &Entry) -> bool {
                 mode: other,
                 ..
             },
-        ) => is_mode(*mode, *other) && (hash == bytes || is_told_the_time(path)),
+        ) => is_mode(*mode, *other) && (hash == bytes || depends_on_the_time(path)),
         (Entry::Directory { mode }, Entry::Directory { mode: other }) => is_mode(*mode, *other),
         // One that leads to nothing alone may lead to something.
         (Entry::Link { target, hash: None }, Entry::Link { target: other, .. }) => target == other,

@@ -291,7 +291,7 @@ fn processes(run: &Ran) -> Vec<(String, u64)> {
             .or_else(|| line.split_once(" process: "))
     });
     let Some((_, kinds)) = line else {
-        panic!("no line tells the processes; {run}");
+        panic!("no line names the processes; {run}");
     };
     kinds
         .trim_end_matches('.')

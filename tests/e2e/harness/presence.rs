@@ -44,7 +44,7 @@ struct State {
     looked: Looked,
 }
 
-/// What an invocation's events have told.
+/// What an invocation's events have said.
 #[derive(Default)]
 struct Invocation {
     exec_root: PathBuf,

@@ -180,7 +180,7 @@ pub(super) async fn play(ledger: Arc<Ledger>, name: String, manner: Manner, mut 
     }
 }
 
-/// Tells of the build's life, until that is answered.
+/// Sends the build's life, until that is answered.
 async fn call(ledger: &Ledger, name: &str, endpoint: &Endpoint, event: Event) {
     let request = PublishLifecycleEventRequest {
         build_event: Some(OrderedBuildEvent {

@@ -93,18 +93,18 @@ async fn no_time_runs_while_the_build_has_not_said_what_an_event_calls_for() {
         strict: true,
     };
     let mut rig = Rig::under(options(address), hold, 0);
-    let told = |open, through| Progress {
+    let reported = |open, through| Progress {
         open,
         through,
         ..Progress::default()
     };
     // As a test's result before its summary.
-    rig.engine.progress.send_replace(told(Some(1), 0));
+    rig.engine.progress.send_replace(reported(Some(1), 0));
     rig.send(&stream(9));
     rig.finish();
     tokio::time::sleep(timeout * 10).await;
     assert!(!rig.status.borrow().finished, "strict would have cut it short");
-    rig.engine.progress.send_replace(told(None, 9));
+    rig.engine.progress.send_replace(reported(None, 9));
     rig.until_finished().await;
     assert_eq!(rig.status.borrow().acked, 10);
 }

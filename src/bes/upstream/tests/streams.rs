@@ -49,7 +49,7 @@ async fn everything_arrives(plans: impl IntoIterator<Item = Plan>, default: Plan
     assert_eq!(
         rig.saved.lock().unwrap().last(),
         Some(&100),
-        "kept before it was told"
+        "kept before it was reported"
     );
     (fake, rig)
 }

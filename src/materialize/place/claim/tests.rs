@@ -123,7 +123,7 @@ fn a_new_build_does_not_wait_for_ever() {
     let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
     assert!(one.begin(1, "a"));
     let stuck = one.working().unwrap();
-    assert!(!two.begin(2, "b"), "it is told that it is not alone");
+    assert!(!two.begin(2, "b"), "it sees that it is not alone");
     assert!(two.is_newest(2) && !one.is_newest(1));
     // Neither is who follows the same build, nor who began it and comes again.
     assert!(!claim(dir.path(), "three").begin(2, "b"));

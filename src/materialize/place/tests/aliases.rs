@@ -145,7 +145,7 @@ fn outputs_that_are_one_file_by_hard_links_part_when_one_is_replaced() {
 /// Names that lie in each other's way, by links that are there before.
 const NAMES: [&str; 6] = ["a", "b", "c", "d/a", "d/b", "e/a"];
 
-/// Several writers bring a build's outputs, with any links between them there before: whatever was told to be there has
+/// Several writers bring a build's outputs, with any links between them there before: whatever was reported to be there has
 /// its own bytes at the end.
 #[test]
 fn whatever_links_are_there_every_output_that_is_reported_has_its_bytes() {
@@ -173,14 +173,14 @@ fn whatever_links_are_there_every_output_that_is_reported_has_its_bytes() {
             };
         }
         let bytes = NAMES.map(|_| random.random_range(0..3_u32).to_string());
-        let told = thread::scope(|scope| {
+        let reported = thread::scope(|scope| {
             let (f, bytes) = (&f, &bytes);
             let writers: Vec<_> = (0..3)
                 .map(|writer| {
                     scope.spawn(move || {
                         let mut placer = Placer::new(Arc::clone(&f.root), PlaceOptions::default());
                         placer.staged = 1;
-                        let mut told = BTreeMap::new();
+                        let mut reported = BTreeMap::new();
                         for (n, name) in NAMES.iter().enumerate().filter(|(n, _)| n % 3 == writer) {
                             let path = exec(&format!("bazel-out/{name}"));
                             let content = OutputContent::Blob(digest(&bytes[n]));
@@ -199,18 +199,18 @@ fn whatever_links_are_there_every_output_that_is_reported_has_its_bytes() {
                                 Err(_) => false,
                             };
                             if is_there {
-                                told.insert(*name, bytes[n].clone());
+                                reported.insert(*name, bytes[n].clone());
                             }
                         }
-                        told
+                        reported
                     })
                 })
                 .collect();
-            let told = writers.into_iter().flat_map(|writer| writer.join().unwrap());
-            told.collect::<BTreeMap<_, _>>()
+            let reported = writers.into_iter().flat_map(|writer| writer.join().unwrap());
+            reported.collect::<BTreeMap<_, _>>()
         });
         let mut inodes = BTreeMap::new();
-        for (name, bytes) in told {
+        for (name, bytes) in reported {
             let path = f.path("bazel-out").join(name);
             let found = fs::read_to_string(&path).unwrap();
             assert_eq!(found, bytes, "OUTHAUL_RACES_SEED={seed}: {name}");

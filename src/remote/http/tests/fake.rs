@@ -57,8 +57,8 @@ pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    let is_told = |(name, _): &(&str, &str)| matches!(*name, "content-length" | "transfer-encoding");
-    if !headers.iter().any(is_told) && status != 204 {
+    let is_reported = |(name, _): &(&str, &str)| matches!(*name, "content-length" | "transfer-encoding");
+    if !headers.iter().any(is_reported) && status != 204 {
         head.push_str(&format!("content-length: {}\r\n", body.len()));
     }
     Reply([head.as_bytes(), b"\r\n", body].concat(), Then::Keep)

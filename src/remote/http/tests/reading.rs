@@ -66,12 +66,12 @@ async fn whatever_comes_the_sink_gets_the_blob_or_an_error() {
             Error(Protocol, "bytes of it", 2),
         ),
         (
-            "more bytes than the blob has, as told",
+            "more bytes than the blob has, by the length given",
             |_, _| reply(200, &[], &blob(SIZE + 1)),
             Error(Protocol, "40001 bytes", 1),
         ),
         (
-            "fewer bytes than the blob has, as told",
+            "fewer bytes than the blob has, by the length given",
             |_, _| reply(200, &[], &blob(SIZE - 1)),
             Error(Protocol, "39999 bytes", 1),
         ),

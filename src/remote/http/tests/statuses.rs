@@ -50,17 +50,17 @@ async fn statuses_are_sorted_into_kinds_and_only_those_that_may_pass_are_asked_a
 
 #[tokio::test]
 async fn what_is_forbidden_counts_as_missing_only_if_the_caller_says_so() {
-    for (told, kind) in [
+    for (reported, kind) in [
         (false, RemoteErrorKind::Denied),
         (true, RemoteErrorKind::NotFound),
     ] {
         let fake = Fake::new(|_, _| reply(403, &[], b""));
-        let cache = client(&fake, |options| options.forbidden_is_missing = told).await;
+        let cache = client(&fake, |options| options.forbidden_is_missing = reported).await;
         let error = streamed(&cache, &digest(b"x"), 0, false).await.1.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
         assert!(error.to_string().contains("403"), "{error}");
         let missing = cache.find_missing(&[digest(b"x")], &nobody()).await;
-        assert_eq!(missing.is_ok(), told, "{missing:?}");
+        assert_eq!(missing.is_ok(), reported, "{missing:?}");
     }
 }
 
@@ -82,7 +82,7 @@ async fn a_server_says_for_how_long_it_wants_to_be_left_alone() {
 
 #[tokio::test]
 async fn a_servers_message_is_shown_if_it_is_text() {
-    for (kind, body, told) in [
+    for (kind, body, reported) in [
         ("text/plain; charset=utf-8", "Hash\r\nis\x1b[31m too short", true),
         ("text/html", "<html>Hash is too short</html>", false),
     ] {
@@ -93,7 +93,7 @@ async fn a_servers_message_is_shown_if_it_is_text() {
             .1
             .unwrap_err()
             .to_string();
-        assert_eq!(error.contains("too short"), told, "{error}");
+        assert_eq!(error.contains("too short"), reported, "{error}");
         assert!(!error.contains('\x1b') && !error.contains('\n'), "{error}");
     }
 }
@@ -153,7 +153,7 @@ async fn servers_without_head_are_asked_for_a_byte() {
     };
     assert_eq!(size("there").await, Some(17));
     assert_eq!(size("absent").await, None);
-    // Where no head tells it, it is counted.
+    // Where no head says it, it is counted.
     assert_eq!(size("odd").await, Some(3));
     cache.probe().await.unwrap();
 }

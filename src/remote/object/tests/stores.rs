@@ -260,7 +260,7 @@ async fn wrong_settings_are_not_taken_for_missing_blobs() {
         if kind == StoreKind::S3 {
             cases.push((good, unknown.to_vec(), "does not know the access key"));
         }
-        // Google's emulator does not tell a missing bucket from a missing object.
+        // Google's emulator does not distinguish a missing bucket from a missing object.
         for (url, variables, part) in cases.into_iter().filter(|_| kind != StoreKind::Gcs) {
             let cache = cache(&url, &variables).unwrap();
             let probed = cache.probe().await;

@@ -6,13 +6,13 @@ use super::*;
 async fn batches_can_say_too_much_and_in_another_order() {
     let (cache, client) = start().await;
     let [one, two] = ["one", "two"].map(|text| cache.store().put(text));
-    let told = async |digests: &[&Digest]| -> Vec<(String, Vec<u8>)> {
+    let reported = async |digests: &[&Digest]| -> Vec<(String, Vec<u8>)> {
         let answers = client.batch(digests, false).await.unwrap();
         let pair = |a: batch_read_blobs_response::Response| (a.digest.unwrap().hash, a.data);
         answers.into_iter().map(pair).collect()
     };
     cache.faults().blob(&one, BlobFault::Last, Times::Once);
-    let hashes: Vec<_> = told(&[&one, &two])
+    let hashes: Vec<_> = reported(&[&one, &two])
         .await
         .into_iter()
         .map(|(hash, _)| hash)
@@ -22,14 +22,14 @@ async fn batches_can_say_too_much_and_in_another_order() {
         cache
             .faults()
             .blob(&one, BlobFault::Twice { wrong_first }, Times::Once);
-        let answers = told(&[&one]).await;
+        let answers = reported(&[&one]).await;
         assert_eq!(answers.len(), 2);
         assert!(answers.iter().all(|(hash, _)| *hash == one.hash_hex()));
         assert_eq!(answers[usize::from(wrong_first)].1, b"one");
         assert_ne!(answers[usize::from(!wrong_first)].1, b"one");
     }
     cache.faults().blob(&one, BlobFault::Unasked, Times::Once);
-    let answers = told(&[&one]).await;
+    let answers = reported(&[&one]).await;
     assert_eq!(answers.len(), 2);
     assert!(answers.iter().any(|(hash, _)| *hash != one.hash_hex()));
 }
@@ -130,25 +130,25 @@ async fn what_is_before_the_service_can_answer_for_it() {
 #[tokio::test]
 async fn the_cache_can_pretend() {
     let (cache, client) = start().await;
-    let told = async || {
+    let reported = async || {
         let request = GetCapabilitiesRequest::default();
         let answer = CapabilitiesClient::new(client.0.clone())
             .get_capabilities(request)
             .await;
         answer.unwrap().into_inner().cache_capabilities.unwrap()
     };
-    let truth = told().await;
+    let truth = reported().await;
     cache.faults().pretend(Pretence {
         max_batch_bytes: Some(-7),
         zstd: Some(false),
         digest_functions: Some(vec![9999]),
     });
-    let lie = told().await;
+    let lie = reported().await;
     assert_eq!(lie.max_batch_total_size_bytes, -7);
     assert_eq!(lie.digest_functions, [9999]);
     assert!(lie.supported_compressors.is_empty());
     cache.faults().clear();
-    assert_eq!(told().await, truth);
+    assert_eq!(reported().await, truth);
 }
 
 #[tokio::test]
