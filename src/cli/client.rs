@@ -170,6 +170,21 @@ pub(super) struct Client {
     pub(super) here: Option<(Box<Service>, Record)>,
 }
 
+/// The newest of these builds of one build's output root, if that one is not.
+fn newer_of_root<'a>(rows: &'a [pb::Invocation], build: &pb::Invocation) -> Option<&'a pb::Invocation> {
+    let is_newer = |row: &&pb::Invocation| {
+        row.exec_root == build.exec_root
+            && !row.without_root
+            && row.invocation_id != build.invocation_id
+            && row.started_ms >= build.started_ms
+    };
+    let of_it = rows
+        .iter()
+        .filter(|row| has_outputs(&row.command))
+        .filter(is_newer);
+    of_it.max_by_key(|row| row.started_ms)
+}
+
 /// The newest build with outputs of a workspace; of any, if that is empty.
 fn newest_of<'a>(rows: &'a [pb::Invocation], workspace: &str) -> Option<&'a pb::Invocation> {
     let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
@@ -263,6 +278,15 @@ impl Client {
         let rows = self.invocations(NEWEST).await?;
         let found = newest_of(&rows, workspace).map(|row| row.invocation_id.clone());
         found.ok_or_else(|| Failure::not_found(format!("no build of {workspace} is recorded")))
+    }
+
+    /// The id of the newest build of a build's output root, if it is another one.
+    pub(super) async fn newer_of_root(&mut self, build: &pb::Invocation) -> Result<Option<String>, Failure> {
+        if build.without_root {
+            return Ok(None);
+        }
+        let rows = self.invocations(NEWEST).await?;
+        Ok(newer_of_root(&rows, build).map(|row| row.invocation_id.clone()))
     }
 
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells
@@ -417,7 +441,6 @@ impl Client {
         Ok(())
     }
 
-    /// Writes what is still to be written.
     /// Does this and closes.
     pub(super) async fn with<T>(
         mut self,
@@ -428,6 +451,7 @@ impl Client {
         done
     }
 
+    /// Writes what is still to be written.
     pub(super) async fn close(self) {
         if let Some((service, record)) = self.here {
             // Blocks for some seconds at most.
@@ -463,6 +487,39 @@ fn failure(status: tonic::Status) -> Failure {
                 Some(cause) => Failure::failed(with_causes(cause)),
                 None => Failure::failed(format!("the daemon answered {code}: {}", status.message())),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_the_newest_of_its_output_root_until_another_begins_there() {
+        let row = |id: &str, command: &str, exec_root: &str, started_ms| pb::Invocation {
+            invocation_id: id.to_owned(),
+            command: command.to_owned(),
+            exec_root: exec_root.to_owned(),
+            started_ms,
+            ..pb::Invocation::default()
+        };
+        let build = row("build", "build", "/o", 20);
+        let imported = pb::Invocation {
+            without_root: true,
+            ..row("imported", "build", "/o", 30)
+        };
+        for (other, newer) in [
+            (build.clone(), None),
+            (imported, None),
+            (row("older", "build", "/o", 10), None),
+            (row("query", "query", "/o", 30), None),
+            (row("elsewhere", "build", "/p", 30), None),
+            (row("newer", "test", "/o", 30), Some("newer")),
+        ] {
+            let rows = [other, row("oldest", "build", "/o", 1)];
+            let found = newer_of_root(&rows, &build).map(|row| row.invocation_id.as_str());
+            assert_eq!(found, newer, "{rows:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     client::Client,
     exit,
     exit::Failure,
-    get::{self, Show, is_target},
+    get::{self, OfBuild, Show, is_target},
     import, runfiles, runtime,
     stage::{WhichArgs, failure, print_failures, text},
     view,
@@ -157,18 +157,22 @@ async fn bring(
     workspace: &str,
 ) -> Result<Ready, Failure> {
     let written = args.program.to_str().unwrap_or_default();
+    let (mut of_build, mut newer) = (None, None);
     let path = if is_target(written) {
         let wish = target(written)?;
         let (build, outputs) = get::of_targets(client, wish, invocation, workspace).await?;
         let exec_path = program_of(written, build.exec_root.as_ref(), &outputs)?;
-        format!("{}/{exec_path}", build.exec_root)
+        let path = format!("{}/{exec_path}", build.exec_root);
+        newer = client.newer_of_root(&build).await?;
+        of_build = Some(OfBuild::new(&build, outputs));
+        path
     } else if args.which.is_given() {
         let message = "--invocation and --workspace are for targets; a path says itself which build it is of";
         return Err(Failure::usage(message));
     } else {
         get::resolved(std::slice::from_ref(&args.program))?.remove(0)
     };
-    let (code, there) = get::get(client, &[path], Show::Failures).await?;
+    let (code, there) = get::get(client, &[path], of_build.as_ref(), Show::Failures).await?;
     let failed = |code| {
         Failure::new(
             code,
@@ -184,6 +188,12 @@ async fn bring(
         )));
     };
     let needed = runfiles::of(client, &there).await?;
+    if let (Some(newer), true) = (newer, needed.programs > 0) {
+        return Err(Failure::usage(format!(
+            "{written}: build {newer} of the same output root is newer, and may have changed what the program needs at run \
+             time; build it again"
+        )));
+    }
     let code = needed.get(client, &there, Show::Failures).await?;
     if code != exit::OK {
         return Err(failed(code));

@@ -1,7 +1,7 @@
 //! `outhaul get`: recorded outputs to disk, by path, label or pattern.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -188,11 +188,17 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
             args.ask.client().await?
         };
         let got = async |client: &mut Client| {
+            let mut of_build = None;
             if selects {
-                paths.extend(selected(client, args, &wanted, &invocation, &workspace).await?);
+                if !invocation.is_empty() && (wanted.needs_list() || args.runfiles) {
+                    refuse_older(client, &invocation).await?;
+                }
+                let selected = selected(client, args, &wanted, &invocation, &workspace).await?;
+                paths.extend(selected.0);
+                of_build = selected.1;
             }
             let show = if args.ask.json { Show::Json } else { Show::Text };
-            let (code, there) = get(client, &paths, show).await?;
+            let (code, there) = get(client, &paths, of_build.as_ref(), show).await?;
             if !args.runfiles || there.is_empty() {
                 return Ok(code);
             }
@@ -223,15 +229,75 @@ pub(super) enum Show {
     Failures,
 }
 
-/// Brings outputs to disk, and shows what came of each. Gives the code, and the outputs that are there.
+/// Outputs of one build, as that one has named them.
+pub(super) struct OfBuild {
+    id: String,
+    /// By their absolute paths.
+    outputs: HashMap<String, pb::StagedOutput>,
+}
+
+impl OfBuild {
+    pub(super) fn new(build: &pb::Invocation, outputs: Vec<pb::StagedOutput>) -> Self {
+        let below = |output: pb::StagedOutput| (format!("{}/{}", build.exec_root, output.exec_path), output);
+        Self {
+            id: build.invocation_id.clone(),
+            outputs: outputs.into_iter().map(below).collect(),
+        }
+    }
+
+    /// Whether an output has the content that the build has named there; `None` if it has named nothing there.
+    pub(super) fn has(&self, output: &pb::Output) -> Option<bool> {
+        if output.invocation_id == self.id {
+            return Some(true);
+        }
+        let named = self.outputs.get(&view::absolute(output))?;
+        let named = (&named.digest, &named.symlink_target, named.directory);
+        Some(named == (&output.digest, &output.symlink_target, output.directory))
+    }
+
+    /// Makes an error of an output that another build has put in the place of what was asked for.
+    fn check(&self, result: &mut pb::materialize_response::Result) {
+        if let Some(output) = &result.output
+            && result.error.is_empty()
+            && self.has(output) == Some(false)
+        {
+            let (here, id) = (&output.invocation_id, &self.id);
+            result.error = format!(
+                "build {here} is newer and has other content here; `outhaul stage --invocation {id} --to DIR` copies \
+                 what build {id} has named"
+            );
+            result.outcome = pb::OutputOutcome::Unspecified.into();
+        }
+    }
+}
+
+/// Refuses a build that is not the newest of its output root: what is recorded there, and what Bazel has written beside
+/// programs, may be the newest one's.
+async fn refuse_older(client: &mut Client, id: &str) -> Result<(), Failure> {
+    let (build, _) = client.invocation(id).await?;
+    match client.newer_of_root(&build).await? {
+        None => Ok(()),
+        Some(newer) => Err(Failure::usage(format!(
+            "--invocation={id}: build {newer} of the same output root is newer, and paths, packages and --runfiles are \
+             about the newest one; name targets, or use `outhaul stage --invocation {id} --to DIR`"
+        ))),
+    }
+}
+
+/// Brings outputs to disk, and shows what came of each. Gives the code, and the outputs that are there. Of a build, only
+/// what that one has named counts.
 pub(super) async fn get(
     client: &mut Client,
     paths: &[String],
+    of_build: Option<&OfBuild>,
     show: Show,
 ) -> Result<(u8, Vec<pb::Output>), Failure> {
     let mut code = exit::OK;
     let mut there = Vec::new();
-    for result in materialized(client, paths).await? {
+    for mut result in materialized(client, paths).await? {
+        if let Some(of_build) = of_build {
+            of_build.check(&mut result);
+        }
         code = worse(code, show.result(&result)?);
         there.extend(result.output.filter(|_| result.error.is_empty()));
     }
@@ -282,15 +348,16 @@ impl Show {
     }
 }
 
-/// The absolute paths of what targets and patterns select.
+/// The absolute paths of what targets and patterns select, and the outputs that are a build's own.
 async fn selected(
     client: &mut Client,
     args: &GetArgs,
     wanted: &Wanted,
     invocation: &str,
     workspace: &str,
-) -> Result<BTreeSet<String>, Failure> {
+) -> Result<(BTreeSet<String>, Option<OfBuild>), Failure> {
     let mut paths = BTreeSet::new();
+    let mut of_build = None;
     if !wanted.targets.is_empty() || args.failed {
         let wish = pb::StageWish {
             failed: args.failed,
@@ -300,8 +367,9 @@ async fn selected(
             ..pb::StageWish::default()
         };
         let (build, outputs) = of_targets(client, wish, invocation, workspace).await?;
-        let below = |output: &pb::StagedOutput| format!("{}/{}", build.exec_root, output.exec_path);
-        paths.extend(outputs.iter().map(below));
+        let named = OfBuild::new(&build, outputs);
+        paths.extend(named.outputs.keys().cloned());
+        of_build = Some(named);
     }
     if wanted.needs_list() {
         // Of the build that is meant.
@@ -312,7 +380,7 @@ async fn selected(
         };
         listed(client, &id, wanted, &mut paths).await?;
     }
-    Ok(paths)
+    Ok((paths, of_build))
 }
 
 /// What targets of a build select, and the build.

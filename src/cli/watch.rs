@@ -9,6 +9,7 @@ use super::{
     client::Client,
     exit::Failure,
     follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
+    get::OfBuild,
     runtime, view,
     wait::{code, object, print_problems},
 };
@@ -157,6 +158,21 @@ impl<'a> Watching<'a> {
         Ok(())
     }
 
+    /// What the build has named, as far as that is known.
+    async fn named(&self, client: &mut Client, build: &pb::Invocation) -> OfBuild {
+        let request = pb::StageRequest {
+            invocation_id: build.invocation_id.clone(),
+            wish: Some(pb::StageWish {
+                output_groups: self.args.output_group.clone(),
+                ..pb::StageWish::default()
+            }),
+            dry_run: true,
+            ..pb::StageRequest::default()
+        };
+        let named = client.stage(request).await.unwrap_or_default();
+        OfBuild::new(build, named.outputs)
+    }
+
     /// Prints what is on disk of the targets that are over, and of what this build has downloaded; of all its targets at
     /// its end.
     async fn recorded(&mut self, client: &mut Client, at_end: bool) -> Result<(), Failure> {
@@ -175,15 +191,23 @@ impl<'a> Watching<'a> {
             .filter(is_over)
             .map(|target| (target.label.clone(), target.aspect.clone()))
             .collect();
+        // What a newer build of the output root has recorded is not this one's.
+        let named = match client.newer_of_root(&build).await? {
+            Some(_) => Some(self.named(client, &build).await),
+            None => None,
+        };
         client
             .outputs(&id, pb::OutputClass::Unspecified, |output| {
+                let is_its_own = named
+                    .as_ref()
+                    .is_none_or(|named| named.has(&output) == Some(true));
                 let is_wanted = matches!(
                     output.class(),
                     pb::OutputClass::Required | pb::OutputClass::Optional
                 );
                 let is_of_it = output.invocation_id == id
                     || over.contains(&(output.label.clone(), output.aspect.clone()));
-                if !is_wanted || !is_of_it || output.state() != pb::OutputState::Materialized {
+                if !is_wanted || !is_of_it || !is_its_own || output.state() != pb::OutputState::Materialized {
                     return Ok(());
                 }
                 let (source, _) = split_source(&output.source);

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
+use outhaul::demo::{GeneratedBuild, Setting};
 use outhaul_testkit::{
     Ran, Running,
     cache::{RequestFault, Rpc, Times},
@@ -443,4 +444,77 @@ async fn get_takes_targets_packages_expressions_and_wildcards() {
             assert_eq!(server.end().await, Some(0));
         }
     }
+}
+
+/// What `get`, `exec` and `watch` do with the id of a build that a newer one of the same output root has followed, at this
+/// path of it.
+async fn asked_of(world: &World, id: &str, path: &str) -> (Ran, Ran, Ran) {
+    let by_id = format!("--invocation={id}");
+    let got = asked(world, &["get", "--json", &by_id, "//app:app"]).await;
+    let ran = asked(world, &["exec", &by_id, "//app:app"]).await;
+    let watched = asked(world, &["watch", &by_id, &format!("--path={path}")]).await;
+    (got, ran, watched)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_build_never_answers_with_the_newest_ones_content() {
+    let world = World::new().await;
+    let mut server = world.serve(&[]).await;
+    let (app, digest) = world.file("app/app");
+    world.play(&world.build, server.address()).await;
+    let setting = Setting {
+        workspace: world.path("workspace"),
+        exec_root: world.exec_root().display().to_string(),
+        remote_cache: world.cache.endpoint(),
+        instance_name: String::new(),
+    };
+    let newer = GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 2);
+    world.play(&newer, server.address()).await;
+    let (old, new) = (world.build.invocation_id(), newer.invocation_id());
+    let outdated = format!("build {new} is newer");
+    for is_alone in [false, true] {
+        if is_alone {
+            server.signal(rustix::process::Signal::TERM);
+            server.end().await;
+        }
+        let (got, ran, watched) = asked_of(&world, &old, &app.path).await;
+        let hint = format!("stage --invocation {old}");
+        let got = got.expect(1);
+        let one = got.json();
+        let one = one
+            .iter()
+            .find(|one| one["output"]["exec_path"] == *app.path)
+            .unwrap();
+        assert!(one["outcome"].is_null(), "{one:#}");
+        let error = one["error"].as_str().unwrap();
+        assert!(error.contains(&outdated) && error.contains(&hint), "{error}");
+        ran.says(1, &[&outdated, &hint, "it was not run"]);
+        assert_eq!(watched.expect(1).out(), "", "its content is not there any more");
+        for args in [
+            &["--path=.*"][..],
+            &["bazel-out/**"],
+            &["--all-of=//app/..."],
+            &["//app:app", "--runfiles"],
+        ] {
+            let args = [&["get", "--invocation", &old], args].concat();
+            asked(&world, &args).await.says(2, &[&new, &hint]);
+        }
+        // The newest build's id stands for itself.
+        let (got, _, watched) = asked_of(&world, &new, &app.path).await;
+        assert_eq!(got.expect(0).json()[0]["outcome"], "present");
+        assert_eq!(watched.expect(1).json()[0]["invocation_id"], new);
+    }
+
+    // What is as the older build had it, is its own still, whoever has named it since.
+    let mut server = world.serve(&[]).await;
+    let again = newer.incremental();
+    world.play(&again, server.address()).await;
+    let (got, _, watched) = asked_of(&world, &new, &app.path).await;
+    assert_eq!(got.expect(0).json()[0]["outcome"], "present");
+    assert_ne!(
+        watched.expect(1).json()[0]["digest"],
+        format!("sha256:{}", digest.hash_hex())
+    );
+    server.signal(rustix::process::Signal::TERM);
+    server.end().await;
 }
