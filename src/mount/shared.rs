@@ -83,6 +83,7 @@ impl Shared {
             cache: cache.map_err(|e| e.to_string()),
             tree: root.into(),
             path: ExecPath::new(&tree.path(node)).ok()?,
+            mount: self.at.as_path().into(),
             attribution: Arc::new(Attribution {
                 invocation_id: build.id.clone(),
                 ..Attribution::default()

@@ -18,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use rustix::{
-    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, statat, unlinkat},
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, renameat, statat, unlinkat},
     io::Errno,
 };
 use tokio::{
@@ -59,6 +59,9 @@ const REFUSED: Duration = Duration::from_millis(300);
 /// The file that tells that the store is in use.
 const LOCK: &str = "lock";
 
+/// How the names of files begin that are being removed.
+const LEAVING: &str = "leaving-";
+
 /// A blob, and where its bytes are.
 #[derive(Clone)]
 pub(super) struct Blob {
@@ -68,13 +71,20 @@ pub(super) struct Blob {
     /// The output tree in which the file may lie, and its place there.
     pub(super) tree: Arc<Path>,
     pub(super) path: ExecPath,
+    /// Where the mount is.
+    pub(super) mount: Arc<Path>,
     pub(super) attribution: Arc<Attribution>,
 }
 
 impl Blob {
-    /// The file in the output tree, if it looks as if it had these bytes. Blocks.
+    /// The file in the output tree, if it looks as if it had these bytes. It may be a link to a source, which no cache need
+    /// have, but not to a file of the mount, which would wait for itself. Blocks.
     fn copy(&self) -> Option<Copy> {
-        let found = self.tree.join(self.path.as_path()).symlink_metadata().ok()?;
+        let path = self.tree.join(self.path.as_path());
+        if path.is_symlink() && path.canonicalize().ok()?.starts_with(&self.mount) {
+            return None;
+        }
+        let found = path.metadata().ok()?;
         let is_it = found.is_file() && found.len() == self.digest.size() && self.tree.is_absolute();
         is_it.then(|| Copy {
             root: self.tree.clone(),
@@ -122,12 +132,29 @@ impl Drop for Hold {
 /// How a download ends, told to all who wait for it.
 type Ending = watch::Receiver<Option<Result<(), ReadError>>>;
 
+/// What is being fetched.
+struct Coming {
+    ending: Ending,
+    /// The most urgent reason for it.
+    class: Class,
+}
+
+/// A download that somebody waits for.
+struct Begun {
+    _hold: Hold,
+    ending: Ending,
+    /// Why it was begun.
+    class: Class,
+}
+
 struct State {
     shelf: Shelf,
     /// What is being fetched.
-    coming: HashMap<Digest, Ending>,
+    coming: HashMap<Digest, Coming>,
     /// When files made way on a full disk last.
     made_way: Option<Instant>,
+    /// How many files were put aside to be removed.
+    left: u64,
 }
 
 /// Why a blob has not come.
@@ -202,6 +229,11 @@ impl Store {
         let place = OutputRoot::open(directory, true).map_err(|e| failed(e.to_string()))?;
         // What a process has left that was killed counts for no one.
         let _ = place.sweep();
+        for entry in fs::read_dir(directory).map_err(io)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(LEAVING) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         let handle = File::open(directory).map_err(io)?.into();
         let mut shelf = Shelf::new(bound);
         for digest in found(directory) {
@@ -218,6 +250,7 @@ impl Store {
                 shelf,
                 coming: HashMap::new(),
                 made_way: None,
+                left: 0,
             }),
             root: Arc::new(Root {
                 id: 0,
@@ -297,14 +330,16 @@ impl Store {
             if let Some(opened) = self.ready(&blob.digest) {
                 return Ok(opened);
             }
-            let (_hold, mut ending) = self.begin_in_time(blob, class).await?;
-            let ended = ending.wait_for(Option::is_some).await.map(|end| (*end).clone());
-            match ended {
+            let mut begun = self.begin_in_time(blob, class).await?;
+            let ended = begun.ending.wait_for(Option::is_some).await;
+            match ended.map(|end| (*end).clone()) {
                 Ok(Some(Ok(()))) => {
                     if let Some(opened) = self.ready(&blob.digest) {
                         return Ok(opened);
                     }
                 }
+                // For what nobody waits for, nothing makes way.
+                Ok(Some(Err(_))) if class > begun.class => {}
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) | Err(_) => {
                     self.state.lock().coming.remove(&blob.digest);
@@ -316,7 +351,7 @@ impl Store {
     }
 
     /// As [`Self::begin`]. For a reader, it waits a moment for room: the kernel tells a little later that a file was closed.
-    async fn begin_in_time(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<(Hold, Ending), ReadError> {
+    async fn begin_in_time(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<Begun, ReadError> {
         let until = Instant::now() + ROOM;
         loop {
             match self.begin(blob, class) {
@@ -331,7 +366,7 @@ impl Store {
     }
 
     /// Begins to fetch a blob, unless somebody has. It goes on if the caller gives up.
-    fn begin(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<(Hold, Ending), ReadError> {
+    fn begin(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<Begun, ReadError> {
         let digest = &blob.digest;
         let mut state = self.state.lock();
         let Some(evicted) = state.shelf.hold(digest) else {
@@ -340,23 +375,47 @@ impl Store {
             return Err(ReadError::Full { size, bound });
         };
         // Before the lock is free: it could be fetched again already.
-        self.remove(&evicted);
+        let leaving = self.put_aside(&mut state, &evicted);
         let hold = self.holding(digest);
-        if let Some(ending) = state.coming.get(digest) {
-            return Ok((hold, ending.clone()));
+        if let Some(coming) = state.coming.get_mut(digest) {
+            let begun = Begun {
+                _hold: hold,
+                ending: coming.ending.clone(),
+                class: coming.class,
+            };
+            if class > coming.class {
+                coming.class = class;
+                state.shelf.hold(digest);
+                let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
+                // The materializer takes what is wanted twice for as urgent as the more urgent of the two.
+                tokio::spawn(async move {
+                    let _ = store.fetch(&blob, class).await;
+                    drop(work);
+                });
+            }
+            return Ok(begun);
         }
         let (sender, ending) = watch::channel(None);
-        state.coming.insert(digest.clone(), ending.clone());
+        let coming = Coming {
+            ending: ending.clone(),
+            class,
+        };
+        state.coming.insert(digest.clone(), coming);
         state.shelf.hold(digest);
         let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
         tokio::spawn(async move {
+            store.remove_aside(leaving).await;
             let fetched = store.fetch(&blob, class).await;
             store.ended(&blob.digest, &fetched);
             // Readers who have waited hold it; what they do next finds nothing of this here.
             drop((work, store));
             let _ = sender.send(Some(fetched.map(|_| ()).map_err(|missed| missed.error)));
         });
-        Ok((hold, ending))
+        Ok(Begun {
+            _hold: hold,
+            ending,
+            class,
+        })
     }
 
     /// Of a blob that the shelf holds.
@@ -376,7 +435,7 @@ impl Store {
             Err(missed) if !missed.is_wrong && before != Kept::Nothing && self.look(digest).is_ok() => before,
             Err(_) => {
                 if before != Kept::Nothing {
-                    self.remove(std::slice::from_ref(digest));
+                    self.remove(digest);
                 }
                 Kept::Nothing
             }
@@ -385,14 +444,41 @@ impl Store {
         state.coming.remove(digest);
     }
 
-    fn remove(&self, digests: &[Digest]) {
+    fn remove(&self, digest: &Digest) {
+        let _ = unlinkat(&self.handle, path_of(digest), AtFlags::empty());
+    }
+
+    /// Takes files out of their places, under the lock: to remove many, or large ones, takes long, and all readers wait for
+    /// it.
+    fn put_aside(&self, state: &mut State, digests: &[Digest]) -> Vec<String> {
+        let mut leaving = Vec::with_capacity(digests.len());
         for digest in digests {
-            let _ = unlinkat(&self.handle, path_of(digest), AtFlags::empty());
+            state.left += 1;
+            let aside = format!("{LEAVING}{}", state.left);
+            match renameat(&self.handle, path_of(digest), &self.handle, &aside) {
+                Ok(()) => leaving.push(aside),
+                Err(_) => self.remove(digest),
+            }
         }
+        leaving
+    }
+
+    /// Removes the files that were put aside.
+    async fn remove_aside(self: &Arc<Self>, leaving: Vec<String>) {
+        if leaving.is_empty() {
+            return;
+        }
+        let store = self.clone();
+        let removed = spawn_blocking(move || {
+            for aside in leaving {
+                let _ = unlinkat(&store.handle, aside, AtFlags::empty());
+            }
+        });
+        let _ = removed.await;
     }
 
     /// Fetches a blob, or finds that it is here already. On a full disk, others make way for it.
-    async fn fetch(&self, blob: &Blob, class: Class) -> Result<Kept, Missed> {
+    async fn fetch(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<Kept, Missed> {
         let local = match &blob.cache {
             Ok(cache) => cache.local().clone(),
             // What is on disk needs no cache.
@@ -412,12 +498,12 @@ impl Store {
             }
             // Nothing makes way for what nobody waits for.
             let may_make_way = class == Class::Required && may_come && attempt < ATTEMPTS;
+            if may_make_way && matches!(outcome, Outcome::Failed(_)) && self.make_way(blob).await {
+                // As long as a refusal is remembered.
+                sleep(REFUSED).await;
+                continue;
+            }
             let (error, is_wrong) = match outcome {
-                Outcome::Failed(_) if may_make_way && self.make_way(blob) => {
-                    // As long as a refusal is remembered.
-                    sleep(REFUSED).await;
-                    continue;
-                }
                 Outcome::Failed(reason) if self.missing_space(blob) > 0 => {
                     (ReadError::NoSpace(reason), false)
                 }
@@ -434,20 +520,24 @@ impl Store {
 
     /// Removes files that nobody needs now, if a blob lacks space and that frees enough. Whether there is room since, or
     /// others have made it a moment ago.
-    fn make_way(&self, blob: &Blob) -> bool {
-        let mut state = self.state.lock();
-        // As it is now that others have had their turn.
-        let missing = self.missing_space(blob);
-        if missing == 0 {
-            return state.made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED);
-        }
-        let evicted = state.shelf.make_way(missing);
-        // Before the lock is free: one could be fetched again already.
-        self.remove(&evicted);
-        if !evicted.is_empty() {
-            state.made_way = Some(Instant::now());
-        }
-        !evicted.is_empty()
+    async fn make_way(self: &Arc<Self>, blob: &Blob) -> bool {
+        let leaving = {
+            let mut state = self.state.lock();
+            // As it is now that others have had their turn.
+            let missing = self.missing_space(blob);
+            if missing == 0 {
+                return state.made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED);
+            }
+            let evicted = state.shelf.make_way(missing);
+            if evicted.is_empty() {
+                return false;
+            }
+            // Before the lock is free: one could be fetched again already.
+            self.put_aside(&mut state, &evicted)
+        };
+        self.remove_aside(leaving).await;
+        self.state.lock().made_way = Some(Instant::now());
+        true
     }
 
     fn missing_space(&self, blob: &Blob) -> u64 {

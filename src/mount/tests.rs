@@ -53,6 +53,7 @@ impl Rig {
             cache: Ok(self.source.clone()),
             tree: self.dir.path().join("tree").into(),
             path: ExecPath::new("bazel-out/file").unwrap(),
+            mount: self.dir.path().join("mount").into(),
             attribution: Arc::new(Attribution::default()),
         }
     }
@@ -291,4 +292,65 @@ async fn a_torn_file_of_an_earlier_process_costs_no_good_one() {
     assert_eq!(store.filled().0, 0);
     store.bring(&rig.blob(&digest), Class::Required).await.unwrap();
     assert_eq!(store.filled().0, 8192);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_is_a_link_to_a_source_is_read_there_but_not_from_the_mount_itself() {
+    let rig = Rig::new().await;
+    let store = rig.store(1 << 20);
+    let bytes = b"#!/bin/sh\necho source\n";
+    let digest = Digest::of(crate::digest::DigestFunction::Sha256, bytes);
+    let output = rig.dir.path().join("tree/bazel-out/file");
+    fs::create_dir_all(output.parent().unwrap()).unwrap();
+    for (directory, is_there) in [("mount", false), ("workspace", true)] {
+        let source = rig.dir.path().join(directory).join("probe.sh");
+        fs::create_dir(source.parent().unwrap()).unwrap();
+        fs::write(&source, bytes).unwrap();
+        let _ = fs::remove_file(&output);
+        std::os::unix::fs::symlink(&source, &output).unwrap();
+        let opened = store.bring(&rig.blob(&digest), Class::Required).await;
+        assert_eq!(opened.is_ok(), is_there, "{directory}");
+    }
+    assert_eq!(fs::read(rig.file(&digest)).unwrap(), bytes);
+    // The store has a file of its own.
+    assert!(!rig.file(&digest).is_symlink());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_make_way_are_gone_and_those_that_were_half_gone_too() {
+    let rig = Rig::new().await;
+    let digests: Vec<Digest> = (0..3_u8).map(|n| rig.cache.store().put(vec![n; 8192])).collect();
+    let directory = rig.dir.path().join("store");
+    drop(rig.store(8192));
+    fs::write(directory.join("leaving-7"), "of a process that was killed").unwrap();
+    let store = rig.store(8192);
+    for digest in &digests {
+        store.bring(&rig.blob(digest), Class::Required).await.unwrap();
+    }
+    let exist = digests.iter().map(|digest| rig.file(digest).exists());
+    assert_eq!(exist.collect::<Vec<_>>(), [false, false, true]);
+    let names = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = names
+        .filter(|name| name.to_string_lossy().starts_with("leaving"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_tries_for_itself_what_failed_when_nobody_waited_for_it() {
+    let rig = Rig::new().await;
+    let (store, digest) = (rig.store(1 << 20), rig.cache.store().put(vec![1; 5000]));
+    let blob = rig.blob(&digest);
+    // The materializer reads what was wrong once more.
+    rig.cache
+        .faults()
+        .blob(&digest, BlobFault::Corrupt, Times::First(2));
+    let (ahead, reader) = futures::join!(
+        store.bring(&blob, Class::Optional),
+        store.bring(&blob, Class::Required)
+    );
+    assert!(ahead.is_err());
+    reader.unwrap();
 }
