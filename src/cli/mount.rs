@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt::Display, io::Write as _, path::PathBuf, syn
 
 use clap::Args;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -30,6 +30,9 @@ use crate::{
 
 /// Builds of a state directory that are shown at most, the newest.
 const BUILDS: u32 = 1000;
+
+/// How often it is looked whether a build that has the record to itself has ended.
+const HELD: Duration = Duration::from_millis(200);
 
 /// How long a mount that is just being made may take to be there when it is to end already.
 const STARTING: Duration = Duration::from_secs(2);
@@ -234,9 +237,9 @@ impl Recorded {
                     lists.insert(state_dir, Vec::new());
                     continue;
                 }
-                Err(failure) if state_dir == 0 => return Err(failure),
-                // Of a build that is running.
-                Err(_) => continue,
+                // Of a build that is running: what was known before is shown until it has ended.
+                Err(failure) if failure.held || state_dir > 0 => continue,
+                Err(failure) => return Err(failure),
             };
             let builds = asked.builds(state_dir).await;
             asked.client.close().await;
@@ -257,10 +260,14 @@ impl Recorded {
             .get(build.state_dir)
             .cloned()
             .ok_or_else(gone)?;
-        let mut asked = self
-            .client(build.state_dir, &state, false)
-            .await?
-            .ok_or_else(gone)?;
+        let client = loop {
+            match self.client(build.state_dir, &state, false).await {
+                // Of a build that is running. The reader waits as long as it likes.
+                Err(failure) if failure.held => sleep(HELD).await,
+                client => break client,
+            }
+        };
+        let mut asked = client?.ok_or_else(gone)?;
         let filled = if is_newest && !build.is_from_elsewhere {
             asked.newest(build, tree).await
         } else {
@@ -395,6 +402,39 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: MountArgs,
+    }
+
+    #[tokio::test]
+    async fn while_a_build_has_the_record_the_list_is_as_it_was_and_a_builds_outputs_are_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let state_dir = format!("--state-dir={}", state.display());
+        let Line { args } = Line::parse_from(["mount", "/mnt", &state_dir]);
+        let (record, _) = crate::record::Record::open(&state).unwrap();
+        record.put_invocation(&crate::record::InvocationRow {
+            invocation_id: "one".to_owned(),
+            command: "build".to_owned(),
+            started_ms: 1,
+            ..crate::record::InvocationRow::default()
+        });
+        let rows = Recorded {
+            state_dirs: Mutex::new(vec![args.state]),
+            control: args.control,
+            cache: args.cache,
+            alone: tokio::sync::Mutex::default(),
+        };
+        assert!(
+            rows.all_builds(false).await.unwrap().is_empty(),
+            "no directory has answered"
+        );
+        let build = build(0, pb::Invocation::default());
+        let mut filled = std::pin::pin!(rows.fill(&build, false, TreeBuilder::new("/o")));
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut filled).await;
+        assert!(early.is_err(), "it was not waited for");
+        record.close();
+        let failure = filled.await.err().unwrap();
+        assert!(!failure.held, "{}", failure.message);
+        assert_eq!(rows.all_builds(false).await.unwrap()[&0].len(), 1);
     }
 
     #[tokio::test]

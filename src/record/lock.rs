@@ -50,6 +50,13 @@ impl Holder {
         }
     }
 
+    /// Whether it has the record for as long as a question takes.
+    fn only_asks(&self) -> bool {
+        let lasting = ["serve", "run", "fetch"];
+        let command = self.command.split_once(' ');
+        command.is_some_and(|(program, command)| program == "outhaul" && !lasting.contains(&command))
+    }
+
     fn to_text(&self) -> String {
         format!(
             "pid {}\ncommand {}\nsince {}\n",
@@ -104,6 +111,10 @@ fn seconds_now() -> u64 {
 /// not yet closed what it inherited.
 const PATIENCE: Duration = Duration::from_millis(300);
 
+/// The same with a command that only asks, such as `outhaul mount` when somebody looks at a build: a build that begins in this
+/// moment need not be recorded elsewhere.
+const PATIENCE_WITH_QUESTIONS: Duration = Duration::from_secs(3);
+
 /// The held lock. Freed when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub(super) struct InstanceLock {
@@ -111,7 +122,7 @@ pub(super) struct InstanceLock {
 }
 
 impl InstanceLock {
-    /// Takes the state directory's lock, waiting no longer than [`PATIENCE`].
+    /// Takes the state directory's lock, waiting no longer than [`PATIENCE`], or [`PATIENCE_WITH_QUESTIONS`].
     pub(super) fn take(state_dir: &Path) -> Result<Self, RecordError> {
         let path = state_dir.join(FILE_NAME);
         let failed = |source| RecordError::Lock {
@@ -127,18 +138,22 @@ impl InstanceLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        let until = Instant::now() + PATIENCE;
+        let since = Instant::now();
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => {
-                    std::thread::sleep(PATIENCE / 10);
-                }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(RecordError::Held {
-                        path: state_dir.to_owned(),
-                        holder: read_holder(&mut file),
-                    });
+                    let holder = read_holder(&mut file);
+                    let patience = if holder.only_asks() {
+                        PATIENCE_WITH_QUESTIONS
+                    } else {
+                        PATIENCE
+                    };
+                    if since.elapsed() >= patience {
+                        let path = state_dir.to_owned();
+                        return Err(RecordError::Held { path, holder });
+                    }
+                    std::thread::sleep(PATIENCE / 10);
                 }
                 Err(error) => return Err(failed(error.into())),
             }
@@ -159,6 +174,7 @@ fn write_holder(file: &mut File) -> io::Result<()> {
 
 fn read_holder(file: &mut File) -> Holder {
     let mut text = Vec::new();
+    let _ = file.rewind();
     match file.take(MAX_TEXT).read_to_end(&mut text) {
         Ok(_) => Holder::from_text(&String::from_utf8_lossy(&text)),
         Err(_) => Holder::default(),
@@ -182,6 +198,32 @@ mod tests {
         assert!(message.contains(dir.path().to_str().unwrap()), "{message}");
         drop(held);
         InstanceLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_question_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = InstanceLock::take(dir.path()).unwrap();
+        let text = "pid 1\ncommand outhaul mount\nsince 5\n";
+        std::fs::write(dir.path().join(FILE_NAME), text).unwrap();
+        let asked = std::thread::spawn(move || {
+            std::thread::sleep(3 * PATIENCE);
+            drop(held);
+        });
+        InstanceLock::take(dir.path()).unwrap();
+        asked.join().unwrap();
+        for (command, only_asks) in [
+            ("outhaul mount", true),
+            ("outhaul get", true),
+            ("outhaul serve", false),
+            ("outhaul run", false),
+            ("outhaul", false),
+            ("bazel build", false),
+            ("", false),
+        ] {
+            let holder = Holder::from_text(&format!("pid 1\ncommand {command}\n"));
+            assert_eq!(holder.only_asks(), only_asks, "{command}");
+        }
     }
 
     #[test]
