@@ -1,7 +1,7 @@
 //! What the programs of a build need at run time, for a file that carries the build elsewhere.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io::{self, Read as _, Write as _},
 };
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::{client::Client, exit::Failure, print, stage::failure};
 use crate::{
     digest::Digest,
+    journal::{Entry, RecordKind},
     printable::printable,
     proto::outhaul::v1 as pb,
     stage::{Carried, What},
@@ -77,6 +78,53 @@ pub(super) async fn of_build(
     Ok(packing.carried)
 }
 
+/// The runfiles that came with a build from elsewhere.
+pub(super) fn of_journal(entry: &Entry) -> Result<Vec<Carried>, Failure> {
+    let mut carried = Vec::new();
+    for record in entry.read().map_err(Failure::failed)? {
+        let record = record.map_err(Failure::failed)?;
+        if record.kind == RecordKind::Runfile {
+            carried.extend(Carried::read(record.payload));
+        }
+    }
+    Ok(carried)
+}
+
+/// Says which runfiles are missing, and so from the file, too. Whether none is.
+pub(super) fn tell_missing<'a>(carried: impl Iterator<Item = &'a Carried>) -> Result<bool, Failure> {
+    let missing: BTreeMap<&str, &str> = carried
+        .filter_map(|one| match &one.what {
+            Some(What::Absent(reason)) => Some((one.exec_path.as_str(), reason.as_str())),
+            _ => None,
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    let named = missing
+        .iter()
+        .map(|(path, reason)| printable(&format!("{path} ({reason})")).to_string());
+    writeln!(
+        print::err(),
+        "outhaul: {} runfiles are not in the file, since they are not available here: {}",
+        missing.len(),
+        listed(named.collect())
+    )?;
+    Ok(false)
+}
+
+/// The first of some names, and how many more there are.
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    let shown = names.join(", ");
+    if more > 0 {
+        format!("{shown} and {more} more")
+    } else {
+        shown
+    }
+}
+
 impl Packing {
     fn what(&mut self, output: &pb::StagedOutput, itself: &pb::StagedOutput) -> Result<What, Failure> {
         if !output.error.is_empty() {
@@ -121,20 +169,14 @@ impl Packing {
         let bytes: u64 = self.left_out.keys().map(Digest::size).sum();
         let mut names: Vec<&str> = self.left_out.values().map(String::as_str).collect();
         names.sort_unstable();
-        let more = names.len().saturating_sub(NAMED);
-        let shown = names.iter().take(NAMED).map(|name| printable(name));
-        let shown = shown.collect::<Vec<_>>().join(", ");
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
+        let shown = names.iter().map(|name| printable(name).to_string());
         writeln!(
             print::err(),
-            "outhaul: left out {} files of {} beyond --runfiles-limit={}, which must then be in the remote cache: {shown}{more}",
+            "outhaul: left out {} files of {} beyond --runfiles-limit={}, which must then be in the remote cache: {}",
             names.len(),
             show_size(bytes),
-            show_size(limit)
+            show_size(limit),
+            listed(shown.collect())
         )?;
         Ok(())
     }

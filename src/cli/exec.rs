@@ -2,7 +2,9 @@
 
 use std::{
     ffi::OsString,
-    os::unix::process::CommandExt as _,
+    fs::{DirBuilder, File},
+    io::{self, Read as _},
+    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
 };
 
@@ -19,10 +21,12 @@ use super::{
 };
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
+    control::staging,
     invocation::pattern::TargetPattern,
     materialize::place::OutputRoot,
     open_files,
     proto::outhaul::v1 as pb,
+    removal::remove_all,
 };
 
 /// How many outputs a message names.
@@ -47,7 +51,7 @@ pub(super) struct ExecArgs {
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 
-    /// The build in a file that `outhaul export --runfiles` wrote, on any machine; it is imported. Requires --to
+    /// The build in a file that `outhaul export --runfiles` wrote, on any machine. Requires --to
     #[arg(long, value_name = "FILE", requires = "to", conflicts_with_all = ["invocation", "workspace"])]
     from_export: Option<PathBuf>,
 
@@ -68,24 +72,62 @@ struct Ready {
     workspace: String,
 }
 
-pub(super) fn main(args: &ExecArgs) -> Result<u8, Failure> {
-    let (invocation, workspace) = match &args.from_export {
-        Some(file) => {
-            let imported = import::take_in(file, &args.state)?;
-            (imported.header.invocation_id, String::new())
+/// A state directory for the build in a file, which says what its programs need even if that build is recorded here, too.
+struct Apart(PathBuf);
+
+impl Apart {
+    fn new() -> Result<Self, Failure> {
+        let name = format!(
+            "outhaul-exec-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        );
+        let directory = std::env::temp_dir().join(name);
+        let made = DirBuilder::new().mode(0o700).create(&directory);
+        made.map_err(|e| Failure::failed(format!("failed to create {}: {e}", directory.display())))?;
+        Ok(Self(directory))
+    }
+
+    fn state(&self) -> StateArgs {
+        StateArgs {
+            state_dir: Some(self.0.clone()),
+            control_socket: None,
         }
-        None => args.which.or_around()?,
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // What cannot be removed is left to whoever clears the directory of temporary files.
+        let _ = remove_all(&self.0);
+    }
+}
+
+pub(super) fn main(args: &ExecArgs) -> Result<u8, Failure> {
+    let ready = match &args.from_export {
+        Some(file) => {
+            let apart = Apart::new()?;
+            let imported = import::take_in(file, &apart.state())?;
+            prepare(args, &apart.state(), &imported.header.invocation_id, "")
+        }
+        None => {
+            let (invocation, workspace) = args.which.or_around()?;
+            prepare(args, &args.state, &invocation, &workspace)
+        }
     };
-    let ready = runtime()?.block_on(async {
+    Err(run(args, &ready?))
+}
+
+fn prepare(args: &ExecArgs, state: &StateArgs, invocation: &str, workspace: &str) -> Result<Ready, Failure> {
+    runtime()?.block_on(async {
         let control = ControlArgs::default();
-        let found = Client::of_build(&control, &args.state, &args.cache, &invocation, &workspace).await;
+        let found = Client::of_build(&control, state, &args.cache, invocation, workspace).await;
         let bring = async |client: &mut Client| match &args.to {
-            Some(directory) => copy(args, directory, client, &invocation, &workspace).await,
-            None => bring(args, client, &invocation, &workspace).await,
+            Some(directory) => copy(args, directory, client, invocation, workspace).await,
+            None => bring(args, client, invocation, workspace).await,
         };
         found?.0.with(bring).await
-    })?;
-    Err(run(args, &ready))
+    })
 }
 
 /// The one target that was named.
@@ -129,12 +171,21 @@ async fn copy(
         wait_all: true,
         ..pb::StageRequest::default()
     };
-    let staged = client.stage(request).await.map_err(|s| failure(&s))?;
-    print_failures(&staged)?;
-    if !staged.staged {
-        let message = format!("{written}: not all of it could be copied; it was not run");
-        return Err(Failure::failed(message));
-    }
+    let staged = match client.stage(request.clone()).await {
+        Ok(staged) => {
+            print_failures(&staged)?;
+            if !staged.staged {
+                let message = format!("{written}: not all of it could be copied; it was not run");
+                return Err(Failure::failed(message));
+            }
+            staged
+        }
+        // Such as without the output base, which a second run does not need.
+        Err(status) => match copied_before(client, request).await {
+            Some(staged) => staged,
+            None => return Err(failure(&status)),
+        },
+    };
     let path = program_of(written, directory.as_ref(), &staged.outputs)?;
     let (build, _) = client.invocation(&staged.invocation_id).await?;
     let exec_root = Path::new(&build.exec_root).file_name();
@@ -147,6 +198,29 @@ async fn copy(
             build.workspace
         },
     })
+}
+
+/// What was copied by the same request before, if all of it is there still.
+async fn copied_before(client: &mut Client, request: pb::StageRequest) -> Option<pb::StageResponse> {
+    let wish = request.wish.clone();
+    let directory = request.directory.clone();
+    let planned = pb::StageRequest {
+        dry_run: true,
+        wish: request.wish.map(|wish| pb::StageWish {
+            runfiles: false,
+            ..wish
+        }),
+        ..request
+    };
+    let planned = client.stage(planned).await.ok()?;
+    let asked = pb::IsStagedRequest {
+        directory,
+        invocation_id: planned.invocation_id.clone(),
+        wish,
+        ..pb::IsStagedRequest::default()
+    };
+    let answer = staging::is_staged(asked).await.ok()?;
+    (answer.staged && answer.complete).then_some(planned)
 }
 
 /// Brings the program and its runfiles to disk.
@@ -214,7 +288,10 @@ fn program_of<'a>(label: &str, root: &Path, outputs: &'a [pb::StagedOutput]) -> 
     let opened = OutputRoot::open(root, false).ok();
     // What is staged has the files themselves, and no manifest.
     let has_manifest = |path: &&str| {
-        let is_staged = || outputs.iter().any(|output| is_runfile_of(output, path));
+        let is_staged = || {
+            outputs.iter().any(|output| is_runfile_of(output, path))
+                || root.join(format!("{path}.runfiles")).is_dir()
+        };
         opened
             .as_ref()
             .is_some_and(|opened| opened.has_runfiles_manifest(path))
@@ -255,9 +332,22 @@ fn is_runfile_of(output: &pb::StagedOutput, program: &str) -> bool {
     below.is_some_and(|below| below.starts_with(".runfiles/"))
 }
 
+/// Whether the system runs a file, or would leave it to a shell to take each line for a command. All outputs are
+/// executable for Bazel.
+fn is_program(path: &Path) -> io::Result<bool> {
+    let mut begin = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut begin)?;
+    Ok(begin.starts_with(b"#!") || begin == b"\x7fELF")
+}
+
 /// Runs the program in the place of this process. Returns only if that fails.
 fn run(args: &ExecArgs, ready: &Ready) -> Failure {
     let program = &ready.program;
+    if is_program(program.as_ref()).is_ok_and(|is_program| !is_program) {
+        let message =
+            format!("{program}: it is neither an ELF file nor a script that begins with #!; it was not run");
+        return Failure::new(exit::NOT_RUN, message);
+    }
     let mut command = open_files::command(program.as_ref()).into_std();
     command.args(&args.args);
     // As `bazel run` does it.
@@ -280,14 +370,14 @@ fn run(args: &ExecArgs, ready: &Ready) -> Failure {
     let tree = PathBuf::from(format!("{program}.runfiles")).join(&ready.runfiles);
     let manifest = PathBuf::from(format!("{program}.runfiles_manifest"));
     if tree.is_dir() {
-        command.current_dir(tree);
+        command.env("PWD", &tree).current_dir(tree);
     } else if manifest.is_file() {
         // Bazel has made no links, and would make them now.
         command.env("RUNFILES_MANIFEST_FILE", &manifest);
     }
     let error = command.exec();
     let code = match error.kind() {
-        std::io::ErrorKind::NotFound => exit::NO_COMMAND,
+        io::ErrorKind::NotFound => exit::NO_COMMAND,
         _ => exit::NOT_RUN,
     };
     Failure::new(code, format!("{program}: {error}"))
@@ -296,6 +386,23 @@ fn run(args: &ExecArgs, ready: &Ready) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_is_no_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for (bytes, expected) in [
+            (&b"#!/bin/sh\n"[..], true),
+            (b"\x7fELF\x02\x01", true),
+            (b"rm -rf x\n", false),
+            (b"PK\x03\x04", false),
+            (b"#", false),
+            (b"", false),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(is_program(&path).unwrap(), expected, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn a_targets_program_has_a_manifest_or_its_name_or_is_alone() {

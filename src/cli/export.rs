@@ -73,7 +73,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
     let (invocation_id, workspace) = which.or_around()?;
     let limit = parse_size(&args.runfiles_limit)
         .map_err(|e| ConfigError::new(format!("--runfiles-limit={}", args.runfiles_limit), e))?;
-    let (row, runfiles, state) = runtime()?.block_on(async {
+    let (row, entry, runfiles, is_whole) = runtime()?.block_on(async {
         let (mut client, state) = Client::of_build(
             &ControlArgs::default(),
             &args.state,
@@ -84,24 +84,27 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         .await?;
         let result = async {
             let row = find(&mut client, invocation_id, workspace).await?;
-            let runfiles = if args.runfiles {
-                carried::of_build(&mut client, &row.invocation_id, limit).await?
-            } else {
-                Vec::new()
-            };
-            Ok::<_, Failure>((row, runfiles))
+            let entry = entry_of(&row, &state)?;
+            let mut runfiles = Vec::new();
+            let mut is_whole = true;
+            if args.runfiles {
+                // What came with a build from elsewhere goes on as it is.
+                let came = if row.imported {
+                    carried::of_journal(&entry)?
+                } else {
+                    Vec::new()
+                };
+                if came.is_empty() {
+                    runfiles = carried::of_build(&mut client, &row.invocation_id, limit).await?;
+                }
+                is_whole = carried::tell_missing(came.iter().chain(&runfiles))?;
+            }
+            Ok::<_, Failure>((row, entry, runfiles, is_whole))
         };
         let result = result.await;
         client.close().await;
-        result.map(|(row, runfiles)| (row, runfiles, state))
+        result
     })?;
-    let journal = Journal::view(&state.directory()?.join("journal"));
-    let key = StreamKey {
-        build_id: row.build_id.clone(),
-        invocation_id: row.invocation_id.clone(),
-        ..StreamKey::default()
-    };
-    let entry = journal.find_stream(&key).map_err(Failure::not_found)?;
     let output = args
         .output
         .unwrap_or_else(|| format!("{}.outhaul", row.invocation_id).into());
@@ -129,7 +132,18 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
             output.display()
         )?;
     }
-    Ok(exit::OK)
+    Ok(if is_whole { exit::OK } else { exit::FAILED })
+}
+
+/// The journal of a build.
+fn entry_of(row: &InvocationRow, state: &StateArgs) -> Result<Entry, Failure> {
+    let journal = Journal::view(&state.directory()?.join("journal"));
+    let key = StreamKey {
+        build_id: row.build_id.clone(),
+        invocation_id: row.invocation_id.clone(),
+        ..StreamKey::default()
+    };
+    journal.find_stream(&key).map_err(Failure::not_found)
 }
 
 /// The build that staging would take, and what is recorded of it.
@@ -153,6 +167,7 @@ async fn find(
     Ok(with_fields_of!(
         row,
         InvocationRow {
+            imported: row.without_root,
             finished: row.exit_code.is_some(),
             exit_code: row.exit_code.unwrap_or_default(),
         } invocation_id build_id command workspace exec_root started_ms settled_ms build_tool_version remote_cache

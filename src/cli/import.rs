@@ -35,7 +35,10 @@ pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
     let mut err = print::err();
     let id = printable(&imported.header.invocation_id);
     if imported.known {
-        writeln!(err, "outhaul: build {id} has already been imported")?;
+        writeln!(
+            err,
+            "outhaul: build {id} is recorded here already; nothing was imported"
+        )?;
     } else {
         writeln!(
             err,

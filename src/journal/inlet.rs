@@ -137,13 +137,13 @@ impl Inlet {
         }
     }
 
-    /// Ends it. `false` when the stream has a file here already: that one stays.
+    /// Ends it. `false` when the stream has a file here already: that one stays, unless it is to be replaced.
     ///
     /// # Errors
     /// When it cannot be written or renamed.
-    pub(crate) fn settle(mut self) -> Result<bool, JournalError> {
+    pub(crate) fn settle(mut self, replace: bool) -> Result<bool, JournalError> {
         self.flush()?;
-        if self.known {
+        if self.known && !replace {
             return Ok(false);
         }
         let (from, to) = (

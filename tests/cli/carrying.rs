@@ -1,6 +1,6 @@
-//! Exported builds that mean harm.
+//! Exported builds that mean harm, and what programs need that comes with them.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use outhaul_testkit::{Ran, clean, finish};
 
@@ -127,4 +127,75 @@ async fn a_small_file_does_not_take_much_memory() {
         let ran = finish(clean(command)).await;
         ran.says(1, &[&path, "far more than a file of its size"]);
     }
+}
+
+/// A build whose program has a manifest of runfiles: a source, and with `lost`, an output that nobody has.
+fn with_runfiles(world: &World, lost: &str) -> String {
+    let (app, _) = world.file("app/app");
+    let source = world.path("workspace/src.txt");
+    std::fs::create_dir_all(world.path("workspace")).unwrap();
+    std::fs::write(&source, "when it was exported").unwrap();
+    // So Bazel says whose output base it is.
+    std::fs::write(world.path("DO_NOT_BUILD_HERE"), world.path("workspace")).unwrap();
+    let manifest = format!("_main/src.txt {source}\n{lost}");
+    let beside = world.exec_root().join(format!("{}.runfiles_manifest", app.path));
+    std::fs::write(beside, manifest).unwrap();
+    source
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runfiles_are_those_of_the_file_and_what_it_lacks_is_said() {
+    let world = World::new().await;
+    let mut server = world.serve(&[]).await;
+    world.play(&world.build, server.address()).await;
+    let (app, _) = world.file("app/app");
+    let lost = world.exec_root().join("bazel-out/k8-fastbuild/bin/lost.txt");
+    let file = world.path("app.outhaul");
+    let export = async || run(["export", "--runfiles", "-o", &file, &world.state()]).await;
+    with_runfiles(&world, &format!("_main/lost.txt {}\n", lost.display()));
+    let ran = export().await;
+    ran.says(1, &["lost.txt", "not in the file"]);
+    let source = with_runfiles(&world, "");
+    export().await.expect(0);
+    // On this machine, which has the build itself, and changes its source.
+    std::fs::write(source, "since then").unwrap();
+    let runs = async |file: &str, to: &str, state: &str| {
+        let to = world.path(to);
+        let flag = format!("--from-export={file}");
+        let ran = run(["exec", &flag, "--to", &to, state, "//app:app"]).await;
+        ran.says(126, &["app/app", "neither an ELF file"]);
+        let source = Path::new(&to).join(format!("{}.runfiles/_main/src.txt", app.path));
+        assert_eq!(std::fs::read_to_string(source).unwrap(), "when it was exported");
+    };
+    runs(&file, "here", &world.state()).await;
+    server.signal(rustix::process::Signal::TERM);
+    server.end().await;
+    // By way of another machine, where it was imported without them before.
+    let without = world.path("without.outhaul");
+    run(["export", "-o", &without, &world.state()]).await.expect(0);
+    let state = format!("--state-dir={}", world.path("elsewhere"));
+    for file in [&without, &file] {
+        run(["import", file, &state]).await.says(0, &["imported build"]);
+    }
+    let again = world.path("again.outhaul");
+    let ran = run(["export", "--runfiles", "-o", &again, &state]).await;
+    ran.expect(0);
+    let state = format!("--state-dir={}", world.path("a third one"));
+    runs(&again, "there", &state).await;
+
+    // A second run needs neither the workspace nor the output base.
+    let again = world.path("copied");
+    for is_away in [false, true] {
+        if is_away {
+            std::fs::remove_dir_all(world.exec_root()).unwrap();
+            std::fs::remove_dir_all(world.path("workspace")).unwrap();
+        }
+        let args = ["exec", "--to", &again, &world.state(), "//app:app"];
+        run(args).await.says(126, &["app/app", "neither an ELF file"]);
+    }
+    let source = Path::new(&again).join(format!("{}.runfiles/_main/src.txt", app.path));
+    std::fs::remove_file(source).unwrap();
+    run(["exec", "--to", &again, &world.state(), "//app:app"])
+        .await
+        .says(2, &["output root"]);
 }

@@ -44,7 +44,7 @@ async fn a_machine_that_never_ran_the_build_stages_from_its_export() {
     std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
 
     let state = format!("--state-dir={}", world.path("elsewhere"));
-    for said in ["imported build", "already been imported"] {
+    for said in ["imported build", "recorded here already"] {
         let ran = run(["import", &file, &state]).await.expect(0);
         assert!(ran.err.contains(said), "{}", ran.err);
     }

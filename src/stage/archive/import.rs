@@ -9,7 +9,7 @@ use super::{
 use crate::{
     builds::StreamKey,
     invocation::build::TargetEnd,
-    journal::Journal,
+    journal::{Journal, JournalError, RecordKind},
     record::{InvocationRow, InvocationState, Record, TargetRow, TargetState, with_fields_of},
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Imported {
 
 /// Takes a build in: its events into the journal, where nothing is left to do for them, and its row into the record,
 /// without an output root, so that it is nobody's newest build and nothing is ever written for it unasked. What is here
-/// already stays as it is. Blocks.
+/// already stays as it is, but an import without runfiles makes way for one with them. Blocks.
 ///
 /// # Errors
 /// When the file is damaged or cannot be read, or the journal not be written; nothing is taken in then.
@@ -50,16 +50,19 @@ pub(crate) fn import(path: &Path, journal: &Journal, record: &Record) -> Result<
     let mut inlet = journal
         .inlet(&key, u64::try_from(header.started_ms).unwrap_or(0))
         .map_err(failed)?;
-    let mut events = 0;
+    let (mut events, mut runfiles) = (0, false);
     while let Some(lines) = reader.lines()? {
         for line in lines {
+            runfiles |= line.kind == RecordKind::Runfile;
             inlet
                 .push(line.kind, line.sequence, line.received_ms, line.event)
                 .map_err(failed)?;
             events += 1;
         }
     }
-    let known = !inlet.settle().map_err(failed)?;
+    let known = !inlet
+        .settle(runfiles && lacks_runfiles(&key, journal, record).map_err(failed)?)
+        .map_err(failed)?;
     if record.invocation(&key.invocation_id).is_none() {
         let entry = journal.find_stream(&key).map_err(failed)?;
         let recorded = Recorded::read(entry.read().map_err(failed)?, None).map_err(failed)?;
@@ -71,6 +74,16 @@ pub(crate) fn import(path: &Path, journal: &Journal, record: &Record) -> Result<
         events,
         known,
     })
+}
+
+/// Whether a build was imported before from a file without runfiles.
+fn lacks_runfiles(key: &StreamKey, journal: &Journal, record: &Record) -> Result<bool, JournalError> {
+    let row = record.invocation(&key.invocation_id);
+    if !row.is_some_and(|row| row.imported) || !journal.has(key) {
+        return Ok(false);
+    }
+    let recorded = Recorded::read(journal.find_stream(key)?.read()?, None)?;
+    Ok(recorded.carried.is_empty())
 }
 
 /// Builds are named by their invocation's id, so that a file with the id of another build would stand in its place.

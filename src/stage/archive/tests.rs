@@ -488,6 +488,47 @@ fn runfiles_travel_with_a_build_and_further() {
 }
 
 #[test]
+fn an_import_with_runfiles_replaces_one_without_but_no_build_that_was_made_here() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_journal, entry) = journalled(here.path(), build().events());
+    let runfiles = [Carried::bytes(Bytes::from_static(b"content"))];
+    let row = InvocationRow::default();
+    let files = [&[][..], &runfiles].map(|carried| {
+        let path = there.path().join(format!("file-{}", carried.len()));
+        std::fs::write(&path, export(&entry, &row, carried, Vec::new()).unwrap().1).unwrap();
+        path
+    });
+    let [without, with] = &files;
+    let (record, _) = Record::open(there.path()).unwrap();
+    let journal = Journal::open(&there.path().join("journal"), JournalOptions::default()).unwrap();
+    let carried = || {
+        let records = journal.read("inv").unwrap();
+        Recorded::read(records, None).unwrap().carried
+    };
+    for (file, known, expected) in [
+        (without, false, &[][..]),
+        (with, false, &runfiles),
+        (with, true, &runfiles),
+        (without, true, &runfiles),
+    ] {
+        assert_eq!(import(file, &journal, &record).unwrap().known, known, "{file:?}");
+        assert_eq!(carried(), expected, "{file:?}");
+    }
+    // As if it had been made here.
+    record.remove_invocations(&["inv".to_owned()]);
+    std::fs::remove_file(journal.find("inv").unwrap().path).unwrap();
+    import(without, &journal, &record).unwrap();
+    let row = record.invocation("inv").unwrap();
+    record.put_invocation(&InvocationRow {
+        imported: false,
+        ..row
+    });
+    assert!(import(with, &journal, &record).unwrap().known);
+    assert_eq!(carried(), []);
+    record.close();
+}
+
+#[test]
 fn a_file_with_the_id_of_another_build_that_is_here_is_refused() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = there.path().join("file");
@@ -512,7 +553,7 @@ fn a_file_with_the_id_of_another_build_that_is_here_is_refused() {
             });
         } else {
             // Older than what the file says of itself.
-            assert!(journal.inlet(&own, 1).unwrap().settle().unwrap());
+            assert!(journal.inlet(&own, 1).unwrap().settle(false).unwrap());
         }
         let before = journal.list().unwrap();
         let error = import(&path, &journal, &record).unwrap_err();

@@ -68,7 +68,7 @@ pub(super) fn journalled(dir: &Path, events: impl Iterator<Item = Vec<u8>>) -> (
     inlet
         .push(RecordKind::Finished, number + 1, 5, Bytes::new())
         .unwrap();
-    assert!(inlet.settle().unwrap());
+    assert!(inlet.settle(false).unwrap());
     let entry = journal.find("inv").unwrap();
     (journal, entry)
 }
