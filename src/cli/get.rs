@@ -1,7 +1,7 @@
 //! `outhaul get`: recorded outputs to disk, by path, label or pattern.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -19,9 +19,11 @@ use super::{
     view,
 };
 use crate::{
+    control::{Link, links_in, without_intermediates},
     invocation::{
         pattern::{self, TargetPattern},
         policy::PathRegex,
+        rows,
     },
     printable::printable,
     proto::outhaul::v1 as pb,
@@ -43,8 +45,8 @@ pub(super) struct GetArgs {
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     output_group: Vec<String>,
 
-    /// Only outputs of the targets whose whole exec path, or that of their tree artifact, matches; without targets, all
-    /// recorded outputs whose whole exec path matches (repeatable)
+    /// Only outputs of the targets whose whole exec path, or that of their tree artifact, matches, and of --all-of; without
+    /// these, all recorded outputs whose whole exec path matches (repeatable)
     #[arg(long, value_name = "REGEX")]
     path: Vec<String>,
 
@@ -74,14 +76,20 @@ struct Wanted {
     paths: Vec<PathBuf>,
     globs: Vec<Glob>,
     targets: Vec<String>,
+    /// All that matches one of them.
     regexes: Vec<PathRegex>,
     packages: Vec<TargetPattern>,
+    /// Of the packages, only what matches one of them, if there are any.
+    of_packages: Vec<PathRegex>,
 }
 
 /// A path with wildcards, against absolute paths.
 struct Glob {
     written: String,
     regex: Regex,
+    /// Whether it begins with one of the build tool's links, such as `bazel-bin`, that is not there. It may have led to any
+    /// configuration.
+    is_by_link: bool,
 }
 
 impl Wanted {
@@ -97,14 +105,17 @@ impl Wanted {
                 wanted.paths.push(argument.clone());
             }
         }
-        if wanted.targets.is_empty() && !args.failed {
-            if let Some(group) = args.output_group.first() {
-                let message = format!("--output-group={group}: name targets, such as //pkg/...");
-                return Err(Failure::usage(message));
-            }
-            for text in &args.path {
-                let regex = text.parse::<PathRegex>();
-                let regex = regex.map_err(|e| Failure::usage(format!("--path={text}: {e}")))?;
+        let of_targets = !wanted.targets.is_empty() || args.failed;
+        if let (false, Some(group)) = (of_targets, args.output_group.first()) {
+            let message = format!("--output-group={group}: name targets, such as //pkg/...");
+            return Err(Failure::usage(message));
+        }
+        for text in &args.path {
+            let regex = text.parse::<PathRegex>();
+            let regex = regex.map_err(|e| Failure::usage(format!("--path={text}: {e}")))?;
+            if !args.all_of.is_empty() {
+                wanted.of_packages.push(regex);
+            } else if !of_targets {
                 wanted.regexes.push(regex);
             }
         }
@@ -145,9 +156,23 @@ impl Glob {
         let inside = inside.map_err(|e| Failure::usage(format!("{text}: {e}")))?;
         let before = inside.parent().unwrap_or(Path::new(""));
         let before = before.to_str().unwrap_or_default().trim_end_matches('/');
+        let links = if before.starts_with('/') && !before.contains("/execroot/") {
+            links_in(Path::new(before), 0).collect()
+        } else {
+            Vec::new()
+        };
         // An exec path that leads nowhere from here.
         let start = if before.starts_with('/') { "^" } else { "/" };
-        let mut regex = format!("{start}{}/", regex::escape(before));
+        let mut starts = vec![format!("{start}{}", regex::escape(before))];
+        starts.extend(links.iter().map(|(link, below)| {
+            let slash = if below.is_empty() { "" } else { "/" };
+            let below = regex::escape(below);
+            match link {
+                Link::Out => format!("/bazel-out{slash}{below}"),
+                Link::Of(kind) => format!("/bazel-out/[^/]+/{kind}{slash}{below}"),
+            }
+        }));
+        let mut regex = format!("(?:{})/", starts.join("|"));
         let mut rest = rest;
         while let Some(letter) = rest.chars().next() {
             let (taken, meaning) = match letter {
@@ -164,6 +189,7 @@ impl Glob {
         let regex = Regex::new(&format!("(?s){regex}"));
         Ok(Self {
             written: text.to_owned(),
+            is_by_link: !links.is_empty(),
             regex: regex.map_err(|e| Failure::usage(format!("{text}: {e}")))?,
         })
     }
@@ -294,14 +320,30 @@ pub(super) async fn get(
 ) -> Result<(u8, Vec<pb::Output>), Failure> {
     let mut code = exit::OK;
     let mut there = Vec::new();
-    for mut result in materialized(client, paths).await? {
-        if let Some(of_build) = of_build {
-            of_build.check(&mut result);
-        }
+    let mut results = materialized(client, paths).await?;
+    if let Some(of_build) = of_build {
+        results.iter_mut().for_each(|result| of_build.check(result));
+    }
+    if let (false, Some(failure)) = (matches!(show, Show::Json), all_failed(&results)) {
+        return Err(failure);
+    }
+    for result in results {
         code = worse(code, show.result(&result)?);
         there.extend(result.output.filter(|_| result.error.is_empty()));
     }
     Ok((code, there))
+}
+
+/// Why all of several outputs failed, if it is the same for all.
+fn all_failed(results: &[pb::materialize_response::Result]) -> Option<Failure> {
+    let [first, _, ..] = results else { return None };
+    let is_same = |result: &pb::materialize_response::Result| {
+        result.output.is_some() && !result.error.is_empty() && result.error == first.error
+    };
+    results.iter().all(is_same).then(|| {
+        let (path, more) = (printable(&first.path), results.len() - 1);
+        Failure::failed(format!("{path} and {more} more: {}", printable(&first.error)))
+    })
 }
 
 /// Brings outputs to disk.
@@ -414,8 +456,20 @@ async fn listed(
     paths: &mut BTreeSet<String>,
 ) -> Result<(), Failure> {
     let mut all = Vec::new();
-    let mut packages = HashSet::new();
-    let mut hits = vec![false; wanted.globs.len() + wanted.regexes.len()];
+    // Those that patterns name are packages, too: of an intermediate output, no event tells the label.
+    let named = wanted.packages.iter().map(TargetPattern::package);
+    let mut packages: HashSet<String> = named.collect();
+    let globs = wanted
+        .globs
+        .iter()
+        .map(|glob| (glob.written.clone(), glob.is_by_link));
+    let regexes = wanted
+        .regexes
+        .iter()
+        .map(|regex| (format!("--path={regex}"), false));
+    let patterns: Vec<(String, bool)> = globs.chain(regexes).collect();
+    // By the configuration where only one counts.
+    let mut found = vec![BTreeMap::<(usize, String), Vec<String>>::new(); patterns.len()];
     client
         .outputs(id, pb::OutputClass::Unspecified, |output| {
             let path = format!("{}/{}", output.exec_root, output.exec_path);
@@ -424,31 +478,44 @@ async fn listed(
                 .regexes
                 .iter()
                 .map(|regex| regex.matches(&output.exec_path));
-            let mut is_wanted = false;
-            for (hit, matches) in hits.iter_mut().zip(globs.chain(regexes)) {
-                *hit |= matches;
-                is_wanted |= matches;
+            let hits = patterns.iter().zip(globs.chain(regexes));
+            for (found, ((_, is_by_link), _)) in found.iter_mut().zip(hits).filter(|(_, (_, hit))| *hit) {
+                let configuration = output.exec_path.split('/').nth(1).filter(|_| *is_by_link);
+                let configuration = configuration.unwrap_or_default();
+                let place = found.entry((configuration.len(), configuration.to_owned()));
+                place.or_default().push(path.clone());
             }
             if !wanted.packages.is_empty() {
                 if let Some((package, _)) = output.label.split_once(':') {
                     packages.insert(package.trim_start_matches('@').to_owned());
                 }
-                all.push((path.clone(), output.exec_path));
-            }
-            if is_wanted {
-                paths.insert(path);
+                let narrows = &wanted.of_packages;
+                if narrows.is_empty() || narrows.iter().any(|regex| regex.matches(&output.exec_path)) {
+                    all.push((path, output.exec_path));
+                }
             }
             Ok(())
         })
         .await?;
-    let written = wanted.globs.iter().map(|glob| glob.written.clone());
-    let regexes = wanted.regexes.iter().map(|regex| format!("--path={regex}"));
-    if let Some((written, _)) = written.chain(regexes).zip(&hits).find(|(_, hit)| !**hit) {
-        return Err(Failure::not_found(format!(
-            "{written}: no recorded output matches"
-        )));
+    for ((written, _), found) in patterns.into_iter().zip(found) {
+        // The one with the shortest name, as for paths.
+        let (_, found) = found
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::not_found(format!("{written}: no recorded output matches")))?;
+        paths.extend(found);
     }
-    paths.extend(of_packages(all, &packages, &wanted.packages)?);
+    match of_packages(all, &packages, &wanted.packages) {
+        Ok(found) => paths.extend(found),
+        Err(mut failure) => {
+            let (build, _) = client.invocation(id).await?;
+            let version = &build.build_tool_version;
+            if rows::is_known_by_events_alone(version) {
+                failure.message = format!("{}, {}", failure.message, without_intermediates(version));
+            }
+            return Err(failure);
+        }
+    }
     Ok(())
 }
 
@@ -545,6 +612,43 @@ mod tests {
             ("/w/b*/?.txt", "/w/bin/aa.txt", false),
             ("/w/bin/a.t*", "/w/bin/axt", false),
             ("/w/bin/a.t*", "/x/w/bin/a.txt", false),
+            // By links that are not there.
+            (
+                "/w/bazel-bin/*/*.txt",
+                "/ob/execroot/_main/bazel-out/k8/bin/a/b.txt",
+                true,
+            ),
+            (
+                "/w/bazel-bin/*/*.txt",
+                "/ob/execroot/_main/bazel-out/k8/testlogs/a/b.txt",
+                false,
+            ),
+            (
+                "/w/bazel-bin/**",
+                "/ob/execroot/_main/bazel-out/k8/bin/a/b.txt",
+                true,
+            ),
+            (
+                "/w/bazel-bin/a/*",
+                "/ob/execroot/_main/bazel-out/k8/bin/a/b.txt",
+                true,
+            ),
+            (
+                "/w/bazel-bin/b/*",
+                "/ob/execroot/_main/bazel-out/k8/bin/a/b.txt",
+                false,
+            ),
+            (
+                "/w/x-testlogs/**",
+                "/ob/execroot/_main/bazel-out/k8/testlogs/a",
+                true,
+            ),
+            (
+                "/w/bazel-out/k8/**",
+                "/ob/execroot/_main/bazel-out/k8/bin/a",
+                true,
+            ),
+            ("/w/other/**", "/ob/execroot/_main/bazel-out/k8/bin/a", false),
             (
                 "bazel-out/*/bin/é*",
                 "/ob/execroot/_main/bazel-out/k8/bin/é1",
@@ -575,6 +679,48 @@ mod tests {
             assert_eq!(label_of(path, &packages).as_deref(), Some(label), "{path}");
         }
         assert_eq!(label_of("bazel-out/volatile", &packages), None);
+    }
+
+    #[test]
+    fn packages_need_no_target_of_theirs_in_the_build() {
+        let rows = [
+            "bazel-out/k8/bin/app/lib/x",
+            "bazel-out/k8/bin/libs/deep/x",
+            "bazel-out/k8/bin/x",
+        ];
+        for (pattern, expected) in [
+            ("//libs/...", &["libs/deep/x"][..]),
+            ("//libs/deep:all", &["libs/deep/x"]),
+            ("//app/lib:all", &["app/lib/x"]),
+            ("//app/...", &["app/lib/x"]),
+            ("//...", &["app/lib/x", "libs/deep/x", "x"]),
+        ] {
+            let pattern: TargetPattern = pattern.parse().unwrap();
+            let packages = ["//".to_owned(), "//app".to_owned(), pattern.package()].into();
+            let rows = rows.map(|path| (path.to_owned(), path.to_owned()));
+            let paths = of_packages(rows.into(), &packages, std::slice::from_ref(&pattern));
+            let paths = paths.unwrap_or_else(|failure| panic!("{}", failure.message));
+            let below = paths
+                .iter()
+                .map(|path| path.strip_prefix("bazel-out/k8/bin/").unwrap());
+            assert_eq!(below.collect::<Vec<_>>(), expected, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_all_outputs_fail_with_is_said_once() {
+        let result = |path: &str, error: &str| pb::materialize_response::Result {
+            path: path.to_owned(),
+            error: error.to_owned(),
+            output: Some(pb::Output::default()),
+            ..Default::default()
+        };
+        let same = [result("/a", "gone"), result("/b", "gone"), result("/c", "gone")];
+        let failure = all_failed(&same).map(|failure| failure.message);
+        assert_eq!(failure.as_deref(), Some("/a and 2 more: gone"));
+        assert!(all_failed(&same[..1]).is_none());
+        assert!(all_failed(&[result("/a", "gone"), result("/b", "evicted")]).is_none());
+        assert!(all_failed(&[result("/a", ""), result("/b", "")]).is_none());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::{
 };
 
 /// Makes a user's path absolute and follows the links on its way (`bazel-bin` and its like), but not what it names
-/// itself: that may be an output that is a link, or not there at all. An exec path (`bazel-out/…`) that leads nowhere
+/// itself: that may be an output that is a link, or not there at all. One of these links alone stands for the directory that
+/// it leads to. An exec path (`bazel-out/…`) that leads nowhere
 /// from here is left as it is.
 pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let absolute = plain(&std::path::absolute(path)?);
@@ -19,11 +20,23 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
         if let Ok(real) = known.canonicalize() {
             let rest = parent.strip_prefix(known).unwrap_or(Path::new(""));
             let resolved = real.join(rest).join(name);
-            let lost = path.starts_with("bazel-out") && !resolved.iter().any(|c| c == "execroot");
+            if is_recorded(&resolved) {
+                return Ok(resolved);
+            }
+            let led = resolved.canonicalize().ok();
+            if let Some(led) = led.filter(|led| is_recorded(led) && led.is_dir()) {
+                return Ok(led);
+            }
+            let lost = path.starts_with("bazel-out");
             return Ok(if lost { path.to_owned() } else { resolved });
         }
     }
     Ok(absolute)
+}
+
+/// Whether outputs may be recorded there.
+fn is_recorded(path: &Path) -> bool {
+    path.iter().any(|component| component == "execroot")
 }
 
 /// The workspace that a directory is in, as Bazel finds it: the nearest one above that has one of its files.
@@ -86,6 +99,13 @@ mod tests {
         std::fs::create_dir_all(&bin).unwrap();
         std::os::unix::fs::symlink(&bin, base.join("bazel-bin")).unwrap();
         std::os::unix::fs::symlink("elsewhere", bin.join("link")).unwrap();
+        std::os::unix::fs::symlink(base.join("ob/execroot/_main/bazel-out"), base.join("bazel-out")).unwrap();
+        assert_eq!(resolve(&base.join("bazel-bin")).unwrap(), bin);
+        assert_eq!(resolve(&base.join("bazel-out/k8/bin")).unwrap(), bin);
+        assert_eq!(
+            resolve(&base.join("bazel-out")).unwrap(),
+            base.join("ob/execroot/_main/bazel-out")
+        );
         for (asked, expected) in [
             ("bazel-bin/link", "link"),
             ("bazel-bin/not/there/yet", "not/there/yet"),

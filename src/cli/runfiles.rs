@@ -14,7 +14,7 @@ use super::{
     print, view,
 };
 use crate::{
-    invocation::runfiles::Needed,
+    invocation::{rows, runfiles::Needed},
     materialize::place::OutputRoot,
     printable::{printable, with_causes},
     proto::outhaul::v1 as pb,
@@ -23,9 +23,6 @@ use crate::{
 /// Said where no output has a manifest.
 pub(super) const NO_MANIFEST: &str = "none of these outputs has a manifest of runfiles beside it \
      (NAME.runfiles_manifest, which Bazel writes when it builds a program, but with --nobuild_runfile_manifests)";
-
-/// The first Bazel whose action cache has digests.
-const FULL_ACTION_CACHE: u32 = 7;
 
 /// The runfiles of some programs.
 #[derive(Default)]
@@ -92,12 +89,7 @@ impl Opened {
         if let Ok((build, _)) = client.invocation(&output.invocation_id).await {
             // As Bazel spells it, which may be a container's way.
             spellings.push(build.exec_root.trim_end_matches('/').to_owned());
-            let major = build
-                .build_tool_version
-                .split('.')
-                .next()
-                .and_then(|major| major.parse().ok());
-            runfiles.are_trees_unknown |= major.is_some_and(|major: u32| major < FULL_ACTION_CACHE);
+            runfiles.are_trees_unknown |= rows::is_known_by_events_alone(&build.build_tool_version);
         }
         spellings.retain(|spelling| !spelling.is_empty());
         Ok(Self { root, spellings })

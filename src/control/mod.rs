@@ -7,5 +7,8 @@ mod service;
 pub(crate) mod staging;
 pub(crate) mod wait;
 
-pub(crate) use self::service::why::namer;
+pub(crate) use self::service::{
+    find::{Link, links_in, without_intermediates},
+    why::namer,
+};
 pub(crate) use self::{admin::Admin, server::ControlServer, service::Service};

@@ -3,7 +3,7 @@
 
 mod calls;
 mod disk;
-mod find;
+pub(crate) mod find;
 mod materialize;
 mod outputs;
 pub(super) mod show;

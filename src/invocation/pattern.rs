@@ -82,6 +82,11 @@ impl TargetPattern {
         matches!(self.scope, Scope::Target(_))
     }
 
+    /// The package that it names, without `@`.
+    pub(crate) fn package(&self) -> String {
+        format!("{}//{}", self.repository, self.package)
+    }
+
     /// Whether it is about a label, be it to take it in or out.
     pub(crate) fn covers(&self, label: &str) -> bool {
         let Some((repository, rest)) = label.split_once("//") else {

@@ -44,6 +44,17 @@ pub(crate) fn is_of_bazel(event: &str) -> bool {
     matches!(event, ACTION_CACHE | EXECUTION_LOG)
 }
 
+/// The first Bazel whose action cache has digests.
+const FULL_ACTION_CACHE: u32 = 7;
+
+/// Whether only events tell what a build tool of this version has made: its action cache has no digests.
+pub(crate) fn is_known_by_events_alone(build_tool_version: &str) -> bool {
+    let major = build_tool_version.split('.').next();
+    major
+        .and_then(|major| major.parse().ok())
+        .is_some_and(|major: u32| major < FULL_ACTION_CACHE)
+}
+
 /// Who names outputs.
 #[derive(Debug, Clone)]
 pub(super) struct Naming {

@@ -499,6 +499,24 @@ async fn an_older_build_never_answers_with_the_newest_ones_content() {
             let args = [&["get", "--invocation", &old], args].concat();
             asked(&world, &args).await.says(2, &[&new, &hint]);
         }
+        // Links that are not there stand for directories, alone and with wildcards.
+        for (link, code) in [
+            ("bazel-bin", 0),
+            ("bazel-out", 0),
+            ("bazel-testlogs", 3),
+            ("bazel-bin/app/*", 0),
+            ("bazel-bin/**", 0),
+            ("bazel-testlogs/**", 3),
+        ] {
+            let path = format!("{}/{link}", world.path("workspace"));
+            asked(&world, &["get", &path]).await.expect(code);
+        }
+        let narrowed = ["get", "--json", "--all-of=//...", "--path=.*/app"];
+        let narrowed = asked(&world, &narrowed).await.expect(0).json();
+        assert!(
+            narrowed.len() == 1 && narrowed[0]["output"]["exec_path"] == *app.path,
+            "{narrowed:#?}"
+        );
         // The newest build's id stands for itself.
         let (got, _, watched) = asked_of(&world, &new, &app.path).await;
         assert_eq!(got.expect(0).json()[0]["outcome"], "present");
@@ -517,4 +535,9 @@ async fn an_older_build_never_answers_with_the_newest_ones_content() {
     );
     server.signal(rustix::process::Signal::TERM);
     server.end().await;
+    // As after `bazel clean --expunge`.
+    std::fs::remove_dir_all(world.exec_root()).unwrap();
+    let ran = asked(&world, &["get", "//lib:lib"]).await;
+    let ran = ran.says(1, &["deleted", "bazel clean", "stage"]);
+    assert_eq!(ran.err.lines().count(), 1, "{ran}");
 }

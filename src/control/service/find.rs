@@ -28,16 +28,29 @@ pub(super) struct Found {
 const BUILD_TREE: &str = "bazel-out";
 
 /// Where one of the build tool's links in a workspace leads.
-enum Link {
+pub(crate) enum Link {
     /// To all of the build tree.
     Out,
     /// To this directory of a configuration.
     Of(&'static str),
 }
 
+/// Why intermediate outputs are not recorded, for a build tool whose action cache does not have them.
+pub(crate) fn without_intermediates(version: &str) -> String {
+    format!("and of intermediate outputs, nothing tells: the action cache of Bazel {version} has no digests")
+}
+
+/// A path below a directory, or the directory itself.
+fn under(directory: &str, below: &str) -> String {
+    match below {
+        "" => directory.to_owned(),
+        below => format!("{directory}/{below}"),
+    }
+}
+
 /// What the components of a path, from this one on, are symlinks to, as far as their names tell, with what is below
 /// them. `--symlink_prefix` may be anything.
-fn links_in(path: &Path, skipped: usize) -> impl Iterator<Item = (Link, String)> {
+pub(crate) fn links_in(path: &Path, skipped: usize) -> impl Iterator<Item = (Link, String)> {
     let names: Vec<&str> = path
         .iter()
         .skip(skipped)
@@ -122,6 +135,19 @@ impl Service {
         Vec::new()
     }
 
+    /// Why nothing is recorded at a path.
+    pub(super) fn unnamed(&self, path: &str) -> String {
+        let unnamed = "no recorded build has named it";
+        let mut versions = self
+            .places(path)
+            .into_iter()
+            .filter_map(|(root, ..)| Some(self.record.newest_invocation(root)?.build_tool_version));
+        match versions.find(|version| rows::is_known_by_events_alone(version)) {
+            Some(version) => format!("{unnamed}, {}", without_intermediates(&version)),
+            None => unnamed.to_owned(),
+        }
+    }
+
     /// The roots that a path can lie in, with the exec path that it has there.
     fn places(&self, path: &str) -> Vec<(RootId, String, PathBuf, u64)> {
         let mut places = Vec::new();
@@ -170,14 +196,14 @@ impl Service {
             let mut configurations = None;
             for (link, below) in links_in(path, depth) {
                 match link {
-                    Link::Out => found.push(format!("{BUILD_TREE}/{below}")),
+                    Link::Out => found.push(under(BUILD_TREE, &below)),
                     Link::Of(kind) => {
                         let configurations =
                             configurations.get_or_insert_with(|| self.record.directories_in(id, BUILD_TREE));
                         found.extend(
                             configurations
                                 .iter()
-                                .map(|of| format!("{BUILD_TREE}/{of}/{kind}/{below}")),
+                                .map(|of| under(&format!("{BUILD_TREE}/{of}/{kind}"), &below)),
                         );
                     }
                 }

@@ -33,6 +33,11 @@ pub(super) enum MaterializeError {
     Root(#[from] RootError),
     #[error("the output root has been deleted and recreated since; build again")]
     Recreated,
+    #[error(
+        "the output root has been deleted, such as by `bazel clean`; build again, or copy outputs with `outhaul stage --to \
+         DIR`"
+    )]
+    Deleted,
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error("outhaul stopped before it came; try again")]
@@ -147,8 +152,9 @@ impl Service {
                 .await
                 .unwrap_or_default();
             if found.is_empty() {
-                let reason = "no recorded build has named it".to_owned();
-                asked.push(Asked::Refused(path, reason));
+                let wanted = path.clone();
+                let reason = self.read(move |service, _| service.unnamed(&wanted)).await;
+                asked.push(Asked::Refused(path, reason.unwrap_or_default()));
                 continue;
             }
             if count + found.len() > RESULTS {
@@ -242,7 +248,10 @@ impl Service {
         .await;
         let opened = opened.unwrap_or(Err(RootError::Panicked));
         let newest = self.record.newest_invocation(id).unwrap_or_default();
-        let (opened, root, served) = opened?;
+        let (opened, root, served) = opened.map_err(|error| match error {
+            error if error.is_not_there() => MaterializeError::Deleted,
+            error => error.into(),
+        })?;
         if opened != id {
             return Err(MaterializeError::Recreated);
         }
