@@ -251,6 +251,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         checksums: args.files.checksum_list()?,
         jobs: args.files.jobs.into(),
         limits: args.files.limit.clone(),
+        so_far: false,
     };
     runtime()?.block_on(async {
         let client = patiently(args, &known.0, &known.1).await?;

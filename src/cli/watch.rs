@@ -104,6 +104,9 @@ impl Hears for Watching<'_> {
         if answer.is_some() && self.has_gaps {
             self.recorded(client, true).await?;
         }
+        if answer.is_some() && !self.args.targets.is_empty() {
+            self.shared(client).await?;
+        }
         Ok(answer)
     }
 }
@@ -201,37 +204,91 @@ impl<'a> Watching<'a> {
                 let is_its_own = named
                     .as_ref()
                     .is_none_or(|named| named.has(&output) == Some(true));
-                let is_wanted = matches!(
-                    output.class(),
-                    pb::OutputClass::Required | pb::OutputClass::Optional
-                );
                 let is_of_it = output.invocation_id == id
                     || over.contains(&(output.label.clone(), output.aspect.clone()));
-                if !is_wanted || !is_of_it || !is_its_own || output.state() != pb::OutputState::Materialized {
+                if !is_there(&output) || !is_of_it || !is_its_own {
                     return Ok(());
                 }
-                let (source, _) = split_source(&output.source);
-                let is_brought = !matches!(source, "" | "present");
-                let outcome = if is_brought && output.materialized_at_ms >= build.started_ms {
-                    pb::OutputOutcome::Downloaded
-                } else {
-                    pb::OutputOutcome::Present
-                };
-                self.output(&pb::OutputEnd {
-                    class: output.class,
-                    outcome: outcome.into(),
-                    source: match outcome {
-                        pb::OutputOutcome::Downloaded => output.source,
-                        _ => String::new(),
-                    },
-                    exec_path: output.exec_path,
-                    exec_root: output.exec_root,
-                    label: output.label,
-                    output_group: output.output_group,
-                    digest: output.digest,
-                    ..pb::OutputEnd::default()
-                })
+                self.found(&build, output)
             })
             .await
     }
+
+    /// Prints those outputs of the given targets that have no line yet: another target of the build has named them before.
+    async fn shared(&mut self, client: &mut Client) -> Result<(), Failure> {
+        let request = pb::StageRequest {
+            invocation_id: self.invocation.clone(),
+            wish: Some(pb::StageWish {
+                targets: self.args.targets.clone(),
+                output_groups: self.args.output_group.clone(),
+                ..pb::StageWish::default()
+            }),
+            dry_run: true,
+            so_far: true,
+            ..pb::StageRequest::default()
+        };
+        // Where nothing tells, such as of a target without outputs, there is nothing more to say.
+        let Ok(named) = client.stage(request).await else {
+            return Ok(());
+        };
+        let (build, _) = client.invocation(&self.invocation).await?;
+        let mut labels = HashMap::new();
+        for output in &named.outputs {
+            if !self.printed.contains_key(&output.exec_path) {
+                let whose = (output.label.clone(), output.output_group.clone());
+                labels.insert(output.exec_path.clone(), whose);
+            }
+        }
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let of_build = OfBuild::new(&build, named.outputs);
+        let paths = labels.keys().map(|path| format!("{}/{path}", build.exec_root));
+        for output in client.stat(paths.collect()).await? {
+            let is_its_own = is_there(&output) && of_build.has(&output) == Some(true);
+            if let Some((label, output_group)) = labels.remove(&output.exec_path).filter(|_| is_its_own) {
+                let output = pb::Output {
+                    label,
+                    output_group,
+                    ..output
+                };
+                self.found(&build, output)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints an output that was found on disk.
+    fn found(&mut self, build: &pb::Invocation, output: pb::Output) -> Result<(), Failure> {
+        let (source, _) = split_source(&output.source);
+        let is_brought = !matches!(source, "" | "present");
+        let outcome = if is_brought && output.materialized_at_ms >= build.started_ms {
+            pb::OutputOutcome::Downloaded
+        } else {
+            pb::OutputOutcome::Present
+        };
+        self.output(&pb::OutputEnd {
+            class: output.class,
+            outcome: outcome.into(),
+            source: match outcome {
+                pb::OutputOutcome::Downloaded => output.source,
+                _ => String::new(),
+            },
+            exec_path: output.exec_path,
+            exec_root: output.exec_root,
+            label: output.label,
+            output_group: output.output_group,
+            digest: output.digest,
+            ..pb::OutputEnd::default()
+        })
+    }
+}
+
+/// Whether an output that was wanted is on disk.
+fn is_there(output: &pb::Output) -> bool {
+    let is_wanted = matches!(
+        output.class(),
+        pb::OutputClass::Required | pb::OutputClass::Optional
+    );
+    is_wanted && output.state() == pb::OutputState::Materialized
 }

@@ -322,6 +322,7 @@ fn manner(request: &pb::StageRequest) -> Manner {
         checksums: request.checksums.clone(),
         jobs: request.jobs,
         limits: request.limits.clone(),
+        so_far: request.dry_run && request.so_far,
     }
 }
 

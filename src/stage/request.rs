@@ -73,6 +73,8 @@ pub(crate) struct Manner {
     pub(crate) jobs: u32,
     /// Changed limits of one archive, as `NAME=VALUE`.
     pub(crate) limits: Vec<String>,
+    /// Whether a build that still runs counts as far as it has come. Nothing is staged then.
+    pub(crate) so_far: bool,
 }
 
 impl Manner {

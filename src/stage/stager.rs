@@ -207,7 +207,11 @@ impl Stager {
         let caller = Caller::default();
         let (wish, still) = (wish.clone(), caller.0.clone());
         let request = blocking("reading the patterns", move || Request::for_caller(wish, still)).await?;
-        let (row, entry) = self.find(which).await?;
+        let (row, entry) = if manner.so_far {
+            self.find_so_far(which).await?
+        } else {
+            self.find(which).await?
+        };
         let function = self.sources.digest_function();
         let (record, roots) = (self.record.clone(), self.roots.clone());
         let is_bounded = self.reach.is_bounded();
@@ -291,6 +295,18 @@ impl Stager {
     /// # Errors
     /// When there is none, or it still runs.
     pub(crate) async fn find(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
+        let (row, entry) = self.find_so_far(which).await?;
+        if let Some(engine) = &self.engine
+            && let Some((now, _)) = engine.snapshot(&row.invocation_id).await
+            && now.state == InvocationState::Running
+        {
+            return Err(StageError::Running(row.invocation_id));
+        }
+        Ok((row, entry))
+    }
+
+    /// The same, also of one that runs.
+    async fn find_so_far(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
         let (stager, which) = (self.clone(), which.clone());
         let found = blocking("looking for the build", move || {
             let row = stager.row(&which)?;
@@ -307,14 +323,7 @@ impl Stager {
                 })?;
             Ok((row, entry))
         });
-        let (row, entry) = found.await?;
-        if let Some(engine) = &self.engine
-            && let Some((now, _)) = engine.snapshot(&row.invocation_id).await
-            && now.state == InvocationState::Running
-        {
-            return Err(StageError::Running(row.invocation_id));
-        }
-        Ok((row, entry))
+        found.await
     }
 
     fn row(&self, which: &Which) -> Result<InvocationRow, StageError> {

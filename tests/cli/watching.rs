@@ -7,11 +7,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use outhaul::digest::{Digest, DigestFunction};
+use outhaul::{
+    demo::play,
+    digest::{Digest, DigestFunction},
+    proto::build_event_stream::{BuildEvent, build_event_id::Id},
+};
 use outhaul_testkit::{
     cache::{RequestFault, Rpc, Times},
     finish, in_time,
 };
+use prost::Message as _;
 use serde_json::Value;
 use tokio::{
     io::{BufReader, Lines},
@@ -180,6 +185,44 @@ async fn later_builds_are_followed_and_what_is_lost_is_reported() {
         .await
         .says(1, &["//lib:lib", "could not be downloaded"]);
     assert!(!ran.out().contains("liblib.a"), "{ran}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_target_has_named_before_has_a_line_for_the_target_that_is_given() {
+    let world = World::new().await;
+    let server = world.serve(PERSISTENT).await;
+    let id = world.build.invocation_id();
+    // As a filegroup of another target's outputs, which Bazel has completed before.
+    let mut events: Vec<Vec<u8>> = world.build.events().collect();
+    let named = |bytes: &Vec<u8>| BuildEvent::decode(&**bytes).unwrap();
+    let is_app = |event: &BuildEvent| {
+        let id = event.id.as_ref().and_then(|id| id.id.as_ref());
+        matches!(id, Some(Id::TargetCompleted(of)) if of.label == "//app:app" && of.aspect.is_empty())
+    };
+    let at = events.iter().position(|bytes| is_app(&named(bytes))).unwrap();
+    let mut group = named(&events[at]);
+    if let Some(Id::TargetCompleted(of)) = group.id.as_mut().and_then(|id| id.id.as_mut()) {
+        of.label = "//app:group".to_owned();
+    }
+    events.insert(at + 1, group.encode_to_vec());
+    let during = Watch::start(&world, &["--invocation", &id, "//app:group"]);
+    let build_id = world.build.build_id();
+    let played = play(server.address(), &id, &build_id, events.into_iter());
+    in_time(played).await.unwrap();
+    let (during, code) = during.rest(BTreeMap::new()).await;
+    assert_eq!(code, Some(0));
+    let (after, _) = Watch::start(&world, &["--invocation", &id, "//app:group"])
+        .rest(BTreeMap::new())
+        .await;
+    let (of_app, _) = Watch::start(&world, &["--invocation", &id, "//app:app"])
+        .rest(BTreeMap::new())
+        .await;
+    assert!(
+        during.values().all(|line| line["label"] == "//app:group"),
+        "{during:#?}"
+    );
+    assert!(during.contains_key(&world.file("app/app").0.path), "{during:#?}");
+    assert_eq!((paths(&during), paths(&after)), (paths(&of_app), paths(&of_app)));
 }
 
 #[tokio::test]
