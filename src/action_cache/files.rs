@@ -1,6 +1,7 @@
 //! The directory, and reading it while somebody may write.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsFd as _, BorrowedFd},
@@ -187,10 +188,12 @@ fn format_of(name: &str) -> Option<(bool, Option<i64>)> {
 }
 
 impl Directory<'_> {
-    /// Finds out which format is in use. Another version of Bazel may have left files of another one: the newest counts.
+    /// Finds out which format is in use. Another version of Bazel may have left files of another one: the one that was written
+    /// last counts, be it only its journal, as by every build of a server that has run before.
     fn names(&self) -> Result<Found, ActionCacheError> {
         let error = |errno| system("read", &self.path, errno);
-        let mut newest: Option<((i64, i64), Option<i64>)> = None;
+        // Whether there are actions, and when they or their journal were written.
+        let mut formats: HashMap<Option<i64>, (bool, (i64, i64))> = HashMap::new();
         let mut has_journal = false;
         for entry in patient(|| Dir::read_from(self.fd)).map_err(error)? {
             let entry = entry.map_err(error)?;
@@ -198,20 +201,19 @@ impl Directory<'_> {
                 continue;
             };
             has_journal |= !is_actions;
-            if !is_actions {
-                continue;
-            }
             let Ok(stat) = fs::statat(self.fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
                 has_journal = true;
                 continue;
             };
             let written = (stat.st_mtime, stat.st_mtime_nsec.cast_signed());
-            if newest.is_none_or(|(time, _)| written > time) {
-                newest = Some((written, format));
-            }
+            let (has_actions, last) = formats.entry(format).or_insert((false, written));
+            *has_actions |= is_actions;
+            *last = written.max(*last);
         }
+        let of_actions = formats.into_iter().filter(|(_, (has_actions, _))| *has_actions);
+        let newest = of_actions.max_by_key(|(format, (_, written))| (*written, *format));
         Ok(match newest {
-            Some((_, format)) => Found::Names(Names::of(format)),
+            Some((format, _)) => Found::Names(Names::of(format)),
             None if has_journal => Found::NoActions,
             None => Found::Nothing,
         })

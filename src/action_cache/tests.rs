@@ -449,6 +449,12 @@ fn of_two_formats_in_one_directory_the_one_that_was_written_last_counts() {
     assert!(matches!(read(base.path(), SHA256, None), Ok(Reading::Read(..))));
     set("action_cache_v12.blaze", 3000);
     assert!(read(base.path(), SHA256, None).unwrap_err().is_lasting());
+    // A server that has run before writes its journal alone.
+    fs::write(base.path().join("action_cache/action_journal_v16.blaze"), b"").unwrap();
+    set("action_journal_v16.blaze", 4000);
+    assert!(matches!(read(base.path(), SHA256, None), Ok(Reading::Read(..))));
+    set("action_journal_v16.blaze", 2500);
+    assert!(read(base.path(), SHA256, None).unwrap_err().is_lasting());
 }
 
 #[test]
