@@ -50,8 +50,8 @@ pub(crate) struct Unread(pub(crate) String);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EndError {
     /// The connection to the kernel failed.
-    #[error("failed to read the kernel's requests")]
-    Connection,
+    #[error("failed to read the kernel's requests{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    Connection(Option<String>),
     /// It can be removed by others only.
     #[error("something else is mounted over it; unmount both, that one first")]
     Covered,

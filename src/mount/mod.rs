@@ -86,6 +86,8 @@ pub(crate) struct Mount {
     shared: Arc<Shared>,
     /// None once it has ended.
     ended: Option<oneshot::Receiver<()>>,
+    /// Why its threads have ended, if they could not even begin.
+    failed: oneshot::Receiver<std::io::Error>,
     ours: Ours,
     prefetching: Option<AbortHandle>,
 }
@@ -123,12 +125,15 @@ impl Mount {
         // The kernel may ask before this returns.
         let session = tokio::task::spawn_blocking(move || session(filesystem, &place, allow_other)).await;
         let (session, ours) = session.map_err(internal)??;
+        let (failing, failed) = oneshot::channel();
         let of_thread = shared.clone();
         let started = std::thread::Builder::new()
             .name("mount".to_owned())
             .spawn(move || {
                 of_thread.is_running.store(true, Ordering::Release);
-                session.run()
+                if let Err(error) = session.run() {
+                    let _ = failing.send(error);
+                }
             });
         started.map_err(|source| MountError::Directory {
             at: at.clone(),
@@ -142,6 +147,7 @@ impl Mount {
             at,
             shared,
             ended: Some(ended),
+            failed,
             ours,
             prefetching,
         })
@@ -160,13 +166,17 @@ impl Mount {
         let Some(ended) = &mut self.ended else {
             return Ok(());
         };
-        let _ = ended.await;
+        let was_told = ended.await.is_ok();
         self.ended = None;
         if self.ours.is_closed() {
-            Ok(())
-        } else {
-            Err(EndError::Connection)
+            return Ok(());
         }
+        let reason = if was_told {
+            None
+        } else {
+            (&mut self.failed).await.ok()
+        };
+        Err(EndError::Connection(reason.map(|error| error.to_string())))
     }
 
     /// Unmounts, even if it is still in use. What others have mounted there since stays. With `at_once`, nothing but that is
