@@ -94,12 +94,12 @@ impl Services {
         self.sources.set_rule(source);
     }
 
-    /// Whether outputs may be brought to an exec root there.
+    /// Whether outputs may be brought to a running Bazel's output base.
     ///
     /// # Errors
-    /// When a rule forbids it.
-    pub(crate) fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
-        self.roots.allows(exec_root)
+    /// When a rule forbids it, or the directory cannot be seen from here.
+    pub(crate) fn allows(&self, output_base: &Path) -> Result<(), RootError> {
+        self.roots.allows(output_base)
     }
 
     /// Whether the cache that a build with this command line uses answers us.

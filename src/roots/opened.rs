@@ -38,6 +38,9 @@ pub enum RootError {
     /// A rule forbids it, and what to do about that.
     #[error("{0}; {1}")]
     NotAllowed(PlaceError, &'static str),
+    /// Bazel has its output base there, but we see none: it may run in another mount namespace, or in a container.
+    #[error("{}: outhaul sees no output base there; see --path-map", .0.display())]
+    Unseen(PathBuf),
     /// Its path cannot be recorded.
     #[error("{}: not UTF-8", .0.display())]
     NotUtf8(PathBuf),
@@ -53,6 +56,8 @@ impl RootError {
     }
 }
 
+/// Where Bazel has its exec root, below the output base.
+const EXEC_ROOT: &str = "execroot/_main";
 /// How many unused roots are kept open.
 const IDLE: usize = 32;
 
@@ -215,14 +220,27 @@ impl Roots {
         std::mem::take(&mut self.retired.lock())
     }
 
-    /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
+    /// Whether outputs may be brought to a running Bazel's output base, given as the build sees it. Blocks on the file
+    /// system.
     ///
     /// # Errors
-    /// When a rule forbids it.
-    pub(crate) fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
+    /// When a rule forbids it, or the directory cannot be seen from here.
+    pub(crate) fn allows(&self, output_base: &Path) -> Result<(), RootError> {
         let rules = self.rules();
-        let path = rules.translate(&exec_root.to_string_lossy());
-        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))
+        let path = rules.translate(&output_base.join(EXEC_ROOT).to_string_lossy());
+        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))?;
+        // The exec root itself may have to be made yet, but the server has files in the base. A rule for the exec root
+        // alone says nothing of where that is.
+        let base = path
+            .ends_with(EXEC_ROOT)
+            .then(|| path.ancestors().nth(2))
+            .flatten();
+        let is_empty =
+            |base: &Path| std::fs::read_dir(base).map_or(true, |mut entries| entries.next().is_none());
+        match base.filter(|base| is_empty(base)) {
+            Some(base) => Err(RootError::Unseen(base.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on

@@ -16,7 +16,7 @@ use crate::{
 
 /// A Bazel that reports its options as a real one does, the rc file's first, and writes down how it was called. With
 /// `CODES`, its calls end with one after the other. With `WAITS`, it goes on until there is a file `go`, as one that heeds
-/// no signal while its last event is not acknowledged.
+/// no signal while its last event is not acknowledged. With `ELSEWHERE`, its output base is not to be seen from here.
 const BAZEL: &str = r#"#!/bin/bash
 here=${BASH_SOURCE%/*}
 [ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
@@ -28,6 +28,7 @@ esac; done
 if [ -n "$file" ]; then
   echo asked >> "$here/asked"
   [ -n "$SILENT" ] && exit 2
+  [ -n "$ELSEWHERE" ] || mkdir -p "$BASE/server"
   echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=$BASE\"],\"cmdLine\":[${list#,}]}}" > "$file"
   exit 2
 fi
@@ -221,6 +222,18 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     ran.says(
         0,
         &["Bazel downloads outputs itself", "mode 0777", "--allow-exec-root"],
+    );
+    assert_eq!(place.calls(), [own.as_str()]);
+    // Bazel has its output tree in another mount namespace, where we bring nothing.
+    let place = Place::new().with("RC", &cache).with("ELSEWHERE", "1");
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(
+        0,
+        &[
+            "Bazel downloads outputs itself",
+            "sees no output base",
+            "--path-map",
+        ],
     );
     assert_eq!(place.calls(), [own.as_str()]);
 }

@@ -335,9 +335,7 @@ impl Host {
             version: info.version,
             options: line.ok_or_else(|| info.options.as_ref().err().map_or("", String::as_str)),
             place: base.map_or(Ok(()), |base| {
-                self.services
-                    .allows(&base.join("execroot/_main"))
-                    .map_err(|error| error.to_string())
+                self.services.allows(base).map_err(|error| error.to_string())
             }),
             cache: Ok(()),
         };
