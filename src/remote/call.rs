@@ -4,6 +4,11 @@
 //! message's wait before the first can be used. What is left out here is what is never requested from a cache: streams of
 //! requests, and compression of whole messages.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use http_body_util::{BodyExt as _, Full};
@@ -38,11 +43,27 @@ pub(super) fn with_prefix(mut message: Vec<u8>) -> Bytes {
     message.into()
 }
 
+/// How many bytes of an answer have come so far, for its caller, who has it as a whole only at its end. It is handed to
+/// [`send`] among the request's extensions.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Received(Arc<AtomicUsize>);
+
+impl Received {
+    pub(super) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// An answer that is being received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     body: Body,
     received: Rope,
+    count: Received,
     ended: bool,
 }
 
@@ -53,6 +74,7 @@ pub(super) async fn send(
     request: Request<Bytes>,
 ) -> Result<Response<Incoming>, Status> {
     let (metadata, extensions, body) = request.into_parts();
+    let count = extensions.get::<Received>().cloned().unwrap_or_default();
     let mut request = http::Request::new(Body::new(Full::new(body)));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -82,6 +104,7 @@ pub(super) async fn send(
     Ok(Response::new(Incoming {
         body,
         received: Rope::default(),
+        count,
         ended,
     }))
 }
@@ -98,6 +121,7 @@ impl Incoming {
         };
         match frame?.into_data() {
             Ok(data) => {
+                self.count.add(data.len());
                 self.received.push(data);
                 Ok(true)
             }
@@ -319,6 +343,7 @@ fn incoming(bytes: &[u8], chunk: usize, status: Option<&'static str>) -> Incomin
     Incoming {
         body: Body::new(http_body_util::StreamBody::new(futures::stream::iter(frames))),
         received: Rope::default(),
+        count: Received::default(),
         ended: false,
     }
 }

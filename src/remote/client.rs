@@ -2,7 +2,7 @@
 //!
 //! What a call asks and how its answer is judged is in the modules that use this one.
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use bazel_remote_apis::google::rpc;
 use futures::FutureExt as _;
@@ -10,6 +10,7 @@ use tonic::{Code, Extensions, Request, Response, Status, transport::Channel};
 
 use super::{
     Attribution,
+    call::Received,
     compression::Chooser,
     limits::Learned,
     metadata::metadata,
@@ -17,6 +18,7 @@ use super::{
     pool::{Connections, Line, Pool},
     retry::{RetryPolicy, Timer},
     status::{from_rpc, from_status},
+    stream::StallWatch,
 };
 use crate::{
     digest::{Digest, DigestFunction},
@@ -118,9 +120,13 @@ impl Client {
         loop {
             let (headers, credentials) = self.auth.headers().await?;
             let metadata = metadata(attribution, &headers)?;
-            let request = Request::from_parts(metadata, Extensions::default(), message.clone());
+            let received = Received::default();
+            let mut extensions = Extensions::default();
+            extensions.insert(received.clone());
+            let request = Request::from_parts(metadata, extensions, message.clone());
             let (line, channel) = self.pool.pick(*avoid);
-            let failure = match self.within_deadline(context, call(channel, request)).await {
+            let answer = self.while_received(context, &received, call(channel, request));
+            let failure = match answer.await {
                 Ok(response) => return Ok((response.into_inner(), line)),
                 Err(failure) => failure,
             };
@@ -203,14 +209,34 @@ impl Client {
         context: &str,
         step: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(status)) => Err(self.failed(context, &status)),
-            Err(_) => Err(RemoteError::timeout(
-                context,
-                format!("no answer within {:?}", self.options.stall_timeout),
-            )
-            .into()),
+        self.while_received(context, &Received::default(), step).await
+    }
+
+    /// The same, but the deadline counts from the start again as long as enough of the answer comes: a batch of 4 MiB may
+    /// take its time on a slow line.
+    async fn while_received<T>(
+        &self,
+        context: &str,
+        received: &Received,
+        step: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        let window = self.options.stall_timeout;
+        let mut watch = StallWatch::new(window, self.options.min_throughput);
+        let mut step = pin!(guarded(step));
+        let mut before = 0;
+        loop {
+            if let Ok(ended) = tokio::time::timeout(window, &mut step).await {
+                return ended.map_err(|status| self.failed(context, &status));
+            }
+            let bytes = received.bytes();
+            if watch.brought(bytes - before, window) {
+                let message = match bytes {
+                    0 => format!("no answer within {window:?}"),
+                    _ => format!("the answer stalled after {bytes} bytes for {window:?}"),
+                };
+                return Err(RemoteError::timeout(context, message).into());
+            }
+            before = bytes;
         }
     }
 }

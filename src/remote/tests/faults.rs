@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use outhaul_testkit::cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 pub(super) use outhaul_testkit::in_time;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Code, transport::Server, transport::server::TcpIncoming};
 
 use super::*;
@@ -171,6 +172,56 @@ async fn a_slow_server_is_waited_for() {
     assert!(in_time(stream(&client, &digest)).await.0 == blob(SIZE));
     in_time(batch(&client, &digest)).await.unwrap();
     assert!(timer.slept.lock().unwrap().is_empty(), "nothing was tried again");
+}
+
+/// A line to a server that lets 10 KiB of its answers through in each tenth of a second.
+async fn slow_line(server: String) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("grpc://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(&server).await.unwrap();
+            tokio::spawn(async move {
+                let (mut requests, mut slow) = client.into_split();
+                let (mut answers, mut there) = server.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut requests, &mut there).await });
+                let mut piece = vec![0; 10 << 10];
+                while let Ok(length @ 1..) = answers.read(&mut piece).await {
+                    let _ = slow.write_all(&piece[..length]).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+    });
+    endpoint
+}
+
+#[tokio::test]
+async fn a_batch_may_take_longer_than_the_deadline_while_enough_of_it_comes() {
+    let cache = start().await;
+    let digests: Vec<_> = (0..6).map(|i| cache.store().put(blob(50_000 + i))).collect();
+    let line = slow_line(cache.endpoint().replace("grpc://", "")).await;
+    let mut options = options(&line);
+    options.compression = Compression::Never;
+    options.stall_timeout = Duration::from_secs(1);
+    let timer = Arc::new(FakeTimer::default());
+    let client = GrpcCache::with_timer(options.clone(), timer.clone()).unwrap();
+    let answers = in_time(client.read_batch(&digests, &attribution(), false)).await;
+    for (i, (_, answer)) in answers.iter().enumerate() {
+        assert_eq!(answer.as_deref().unwrap(), blob(50_000 + i));
+    }
+    assert!(timer.slept.lock().unwrap().is_empty(), "nothing was tried again");
+    // With more asked of the line than it has, the same is a stall.
+    options.min_throughput = 10 << 20;
+    options.retries = 0;
+    let client = GrpcCache::with_timer(options, timer).unwrap();
+    let error = in_time(client.read_batch(&digests, &attribution(), false))
+        .await
+        .remove(0)
+        .1
+        .unwrap_err();
+    assert_eq!(error.kind, RemoteErrorKind::Timeout);
+    assert!(error.to_string().contains("the answer stalled after"), "{error}");
 }
 
 #[tokio::test]
