@@ -36,6 +36,22 @@ pub(crate) struct Output {
     pub link_to: Option<ExecPath>,
     /// Until when the cache promised to keep it, in milliseconds since the epoch; -1 for no promise.
     pub expires_ms: i64,
+    /// Whether it is the first output of the action that tells of it, which is known by that name: whatever makes it now
+    /// has taken the place of what made it before. Of another output, an action that is gone may still tell.
+    pub is_primary: bool,
+}
+
+impl Output {
+    /// Which of two counts: the greater. The promise that ends later was given later: since Bazel 8, the entry of an action
+    /// whose first output this is may be left from before it became another's.
+    fn compare(&self, other: &Self) -> Ordering {
+        let by_owner = self.is_primary.cmp(&other.is_primary);
+        if self.expires_ms >= 0 && other.expires_ms >= 0 {
+            self.expires_ms.cmp(&other.expires_ms).then(by_owner)
+        } else {
+            by_owner.then(self.expires_ms.cmp(&other.expires_ms))
+        }
+    }
 }
 
 /// What is known of outputs, in the order of their paths.
@@ -100,6 +116,14 @@ impl Facts {
             .filter(move |output| output.tree.as_ref().is_some_and(|tree| tree.as_str() == path))
     }
 
+    /// Forgets some outputs, given in the order of their paths.
+    pub(crate) fn forget(&mut self, stale: &[ExecPath]) {
+        if !stale.is_empty() {
+            self.outputs
+                .retain(|output| stale.binary_search(&output.path).is_err());
+        }
+    }
+
     /// Whether actions say different things of this path, and nothing says which is newer.
     pub(crate) fn is_ambiguous(&self, path: &ExecPath) -> bool {
         self.ambiguous.binary_search(path).is_ok()
@@ -162,19 +186,18 @@ impl Facts {
     }
 
     /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
-    fn of(mut candidates: Vec<Candidate>) -> Self {
-        candidates.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
+    fn of(mut candidates: Vec<Output>) -> Self {
+        candidates.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         let mut facts = Self::default();
-        for same in candidates.chunk_by(|a, b| a.output.path == b.output.path) {
+        for same in candidates.chunk_by(|a, b| a.path == b.path) {
             let Some(best) = same.iter().max_by(|a, b| a.compare(b)) else {
                 continue;
             };
-            let contradicts =
-                |one: &Candidate| one.compare(best) == Ordering::Equal && one.output != best.output;
+            let contradicts = |one: &Output| one.compare(best) == Ordering::Equal && one != best;
             if same.iter().any(contradicts) {
-                facts.ambiguous.push(best.output.path.clone());
+                facts.ambiguous.push(best.path.clone());
             } else {
-                facts.outputs.push(best.output.clone());
+                facts.outputs.push(best.clone());
             }
         }
         facts
@@ -255,7 +278,7 @@ impl<'a> Entries<'a> {
         self,
         index: &Index<'a>,
         function: DigestFunction,
-    ) -> Result<(Vec<Candidate>, Actions), (usize, Fault)> {
+    ) -> Result<(Vec<Output>, Actions), (usize, Fault)> {
         let mut gathering = Gathering {
             index,
             function,
@@ -275,33 +298,12 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// What one action's record says of an output.
-struct Candidate {
-    output: Output,
-    /// The action's own name is this path: it is its first output.
-    is_primary: bool,
-}
-
-impl Candidate {
-    /// Which of two counts: the greater. The promise that ends later was given later: since Bazel 8, the entry of an action
-    /// whose first output this is may be left from before it became another's.
-    fn compare(&self, other: &Self) -> Ordering {
-        let promises = (self.output.expires_ms, other.output.expires_ms);
-        let by_owner = self.is_primary.cmp(&other.is_primary);
-        if promises.0 >= 0 && promises.1 >= 0 {
-            promises.0.cmp(&promises.1).then(by_owner)
-        } else {
-            by_owner.then(promises.0.cmp(&promises.1))
-        }
-    }
-}
-
 struct Gathering<'a, 'i> {
     index: &'i Index<'a>,
     function: DigestFunction,
     /// The action whose record is read.
     key: i32,
-    candidates: Vec<Candidate>,
+    candidates: Vec<Output>,
     actions: Actions,
     /// Where that action's last output is.
     place: Option<(i32, bool)>,
@@ -360,14 +362,12 @@ impl<'a> Gathering<'a, '_> {
             _ => return Err(NO_OUTPUT),
         };
         self.note((first, tree.is_some()));
-        self.candidates.push(Candidate {
-            output: Output {
-                path,
-                digest,
-                tree,
-                link_to,
-                expires_ms: metadata.expires_ms,
-            },
+        self.candidates.push(Output {
+            path,
+            digest,
+            tree,
+            link_to,
+            expires_ms: metadata.expires_ms,
             is_primary: self.key == first,
         });
         Ok(())

@@ -326,6 +326,7 @@ impl Reading {
             link_to: None,
             // It was made, or found, in this very build.
             expires_ms: i64::MAX,
+            is_primary: true,
         })
     }
 

@@ -14,7 +14,7 @@ use std::{
 
 pub use self::effect::{Effect, Named, TargetEnd};
 pub(crate) use self::effect::{contradiction, take_contradicting};
-use self::namer::{Namer, OUTPUT_DIRECTORY, Visited, event_of, output_path};
+use self::namer::{Namer, Visited, event_of, output_path};
 use super::{
     limits::{Admission, Meter},
     policy::Policy,
@@ -166,10 +166,16 @@ impl Build {
         self.facts.filegroups.contains(label)
     }
 
-    /// Where binaries of a configuration lie, below the exec root.
-    pub(super) fn binaries(&self, configuration: &str) -> Option<String> {
-        let mnemonic = self.facts.configurations.get(configuration)?;
-        Some(format!("{OUTPUT_DIRECTORY}/{mnemonic}/bin"))
+    /// Where a target has the program that is called as it is.
+    pub(super) fn program(&self, target: &TargetId) -> Option<String> {
+        let mnemonic = self.facts.configurations.get(&target.configuration)?;
+        test_outputs::path_of_target(&target.label, mnemonic, "bin", self.has_siblings())
+    }
+
+    /// Whether outputs of other repositories lie beside those of the main one.
+    fn has_siblings(&self) -> bool {
+        let line = self.facts.command_line.as_ref();
+        line.is_some_and(|line| line.switch("experimental_sibling_repository_layout") == Some(true))
     }
 
     /// How much one of a target's runfiles is wanted, and why. The size is unknown for what was not found.
@@ -513,12 +519,7 @@ impl Build {
         effects: &mut Vec<Effect>,
     ) {
         let mnemonic = self.facts.configurations.get(&key.1).cloned();
-        let siblings = "experimental_sibling_repository_layout";
-        let siblings = self
-            .facts
-            .command_line
-            .as_ref()
-            .is_some_and(|line| line.switch(siblings) == Some(true));
+        let siblings = self.has_siblings();
         let results = self.results.remove(&key).unwrap_or_default();
         let mut results: Vec<(i64, TestResult)> = results.into_values().collect();
         results.sort_unstable_by_key(|(number, _)| *number);

@@ -193,8 +193,8 @@ pub(super) enum Taken {
 }
 
 /// Records what the action cache, or a log, says of outputs that no event names, and forgets what the action cache said
-/// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is
-/// recorded, and that output is given back. What a stream of an earlier build has said stays, unless Bazel has found the
+/// before and does not say any more. Where the action that makes an output says something else than this build's stream
+/// (`is_named`), nothing is recorded, and that output is given back. What a stream of an earlier build has said stays, unless Bazel has found the
 /// output since: then the cache's promise to keep it ends at `found_since` or later. Blocks on the record.
 pub(super) fn take_in(
     record: &Record,
@@ -257,7 +257,7 @@ pub(super) fn take_in(
 }
 
 /// Which outputs need a row of their own, and which replace what an earlier build's stream has said. An error is an
-/// output of which this build's stream says something else.
+/// output of which this build's stream says something else than the action that makes it.
 fn compare_facts<'a>(
     record: &Record,
     root: RootId,
@@ -282,7 +282,10 @@ fn compare_facts<'a>(
                 return;
             }
             if is_named(&output.path) {
-                contradicts.get_or_insert_with(|| output.path.clone());
+                // Any other action may be gone since.
+                if output.is_primary {
+                    contradicts.get_or_insert_with(|| output.path.clone());
+                }
             } else if is_found(output) {
                 replaced.push(output);
             }

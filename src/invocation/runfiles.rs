@@ -3,7 +3,7 @@
 //! No event names it. Bazel's own top-level mode brings it; in minimal mode Bazel writes the manifest of a program's
 //! runfiles and makes the links, which lead to what is not there.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::{bep::event::CommandLine, exec_path::ExecPath};
 
@@ -169,6 +169,18 @@ pub(super) fn place_of(label: &str) -> Option<(String, &str)> {
     Some((place, name))
 }
 
+/// Where an output lies below the directory of binaries, as [`place_of`] has it.
+pub(super) fn place_in_bin(path: &str) -> Option<Cow<'_, str>> {
+    let mut parts = path.splitn(4, '/').skip(1);
+    let (first, second, rest) = (parts.next()?, parts.next()?, parts.next()?);
+    if second == "bin" {
+        return Some(rest.into());
+    }
+    // With --experimental_sibling_repository_layout, a repository's name comes before the configuration.
+    let rest = rest.strip_prefix("bin/")?;
+    Some(format!("external/{first}/{rest}").into())
+}
+
 /// What the fuzz target runs.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
@@ -309,6 +321,23 @@ mod tests {
                 off,
                 "{options:?}"
             );
+        }
+    }
+
+    #[test]
+    fn outputs_have_places_in_either_layout() {
+        for (path, place) in [
+            ("bazel-out/k8/bin/p/x", Some("p/x")),
+            (
+                "bazel-out/k8/bin/external/lib+1.0/p/x",
+                Some("external/lib+1.0/p/x"),
+            ),
+            ("bazel-out/lib+1.0/k8/bin/p/x", Some("external/lib+1.0/p/x")),
+            ("bazel-out/k8/bin/bin/x", Some("bin/x")),
+            ("bazel-out/k8/genfiles/p/x", None),
+            ("bazel-out/k8/bin", None),
+        ] {
+            assert_eq!(place_in_bin(path).as_deref(), place, "{path}");
         }
     }
 

@@ -52,17 +52,15 @@ pub(super) fn exec_path(
     siblings: bool,
 ) -> Option<String> {
     let (repository, below) = package_and_name(&result.label)?;
-    let testlogs = if file.has_prefix() {
-        file.path.get(..file.prefix_len)?.to_owned()
-    } else if siblings && !repository.is_empty() {
-        format!("bazel-out/{repository}/{}/testlogs", mnemonic?)
+    let mut path = if file.has_prefix() {
+        let testlogs = file.path.get(..file.prefix_len)?;
+        match repository {
+            "" => format!("{testlogs}/{below}"),
+            _ if siblings => format!("{testlogs}/{below}"),
+            _ => format!("{testlogs}/external/{repository}/{below}"),
+        }
     } else {
-        format!("bazel-out/{}/testlogs", mnemonic?)
-    };
-    let mut path = if siblings || repository.is_empty() {
-        format!("{testlogs}/{below}")
-    } else {
-        format!("{testlogs}/external/{repository}/{below}")
+        path_of_target(&result.label, mnemonic?, "testlogs", siblings)?
     };
     let mut part = String::new();
     if shape.shards > 1 {
@@ -116,6 +114,16 @@ pub(super) fn shard_mark(result: &TestResult, shape: TestShape) -> Option<File> 
         prefix_len: like.prefix_len,
         content: Content::Blob(Digest::of(digest.function(), b"")),
         uri: None,
+    })
+}
+
+/// Where a target's own file or directory lies, in a directory of the output tree such as `bin`.
+pub(super) fn path_of_target(label: &str, mnemonic: &str, directory: &str, siblings: bool) -> Option<String> {
+    let (repository, below) = package_and_name(label)?;
+    Some(match repository {
+        "" => format!("bazel-out/{mnemonic}/{directory}/{below}"),
+        _ if siblings => format!("bazel-out/{repository}/{mnemonic}/{directory}/{below}"),
+        _ => format!("bazel-out/{mnemonic}/{directory}/external/{repository}/{below}"),
     })
 }
 

@@ -293,6 +293,39 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
     }
 }
 
+/// Bazel never removes what it has of an action that is gone, and has no digests of what is made on this machine.
+#[tokio::test]
+async fn what_another_action_made_before_costs_no_runfiles() {
+    let mut w = World::new().await;
+    w.needs("data");
+    w.cached("data", "data");
+    let before = w.f.cache.store().put("another program");
+    let action = Action {
+        primary: format!("{BIN}/renamed"),
+        files: vec![
+            (format!("{BIN}/renamed"), metadata(&before)),
+            (format!("{BIN}/app"), metadata(&before)),
+        ],
+        ..Action::default()
+    };
+    w.cache.put(&action, false);
+    w.write_action_cache(16);
+    let settlement = w.build(&[], 0).await;
+    assert_eq!(settlement.failed, 0, "{settlement:?}");
+    assert_eq!(w.text("data").as_deref(), Some("data"));
+    assert_eq!(w.text("app").as_deref(), Some("#!/bin/sh\n"));
+    timeout(PATIENCE, w.f.services.engine.done(&w.f.key))
+        .await
+        .expect("in time");
+    let invocation = w.f.services.record.invocation("invocation").unwrap();
+    let row = |name: &str| {
+        let path = ExecPath::new(&format!("{BIN}/{name}")).unwrap();
+        w.f.services.record.output(invocation.root.unwrap(), &path)
+    };
+    assert_eq!(&*row("renamed").unwrap().event, "action_cache");
+    assert_ne!(&*row("app").unwrap().event, "action_cache");
+}
+
 #[tokio::test]
 async fn a_build_that_does_not_make_runfiles_has_none() {
     for (options, said) in [
@@ -473,6 +506,41 @@ async fn a_program_in_a_group_of_files_comes_without_its_runfiles() {
         assert_eq!(settlement.messages.is_empty(), !is_asked, "{settlement:?}");
         assert_eq!(w.text("data").as_deref(), brought);
         assert_eq!(w.text("app_/run").as_deref(), Some("a program"));
+    }
+}
+
+/// Bazel names an alias by its own label, which may be in another package than the program, and in another repository.
+#[tokio::test]
+async fn a_program_that_is_asked_for_by_an_alias_comes_with_its_runfiles() {
+    for (program, label) in [
+        ("bazel-out/k8/bin/y/prog", "//x:tool"),
+        ("bazel-out/k8/bin/external/r/y/prog", "//x:tool"),
+        ("bazel-out/r/k8/bin/y/prog", "//x:tool"),
+        ("bazel-out/r/k8/bin/y/prog", "@@r//y:prog"),
+    ] {
+        let mut w = World::new().await;
+        w.needs("data");
+        w.cached("data", "data");
+        w.write_action_cache(16);
+        let manifest = w.exec_root().join(format!("{program}.runfiles_manifest"));
+        fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+        fs::write(manifest, &w.manifest).unwrap();
+        w.manifest.clear();
+        let digest = w.f.cache.store().put("a program");
+        let file = File {
+            path: program.into(),
+            prefix_len: program.len() - "/y/prog".len(),
+            content: Content::Blob(digest),
+            uri: None,
+        };
+        w.f.set("tool", vec![file], &[]).await;
+        w.f.complete(label, &["tool"]).await;
+        w.f.send(finished(0)).await;
+        w.f.finish().await;
+        let settled = w.f.services.engine.settled(&w.f.key);
+        let settlement = timeout(PATIENCE, settled).await.expect("in time");
+        assert_eq!(settlement.failed, 0, "{program} {label}: {settlement:?}");
+        assert_eq!(w.text("data").as_deref(), Some("data"), "{program} {label}");
     }
 }
 

@@ -88,9 +88,12 @@ impl Actor {
         match reading {
             Ok(Reading::Absent) => nothing("there is no action cache"),
             Ok(Reading::Unchanged) => Known::Unchanged,
-            Ok(Reading::Read(facts, state)) => match self.contradiction(&facts) {
-                None => Known::Facts(facts, Arc::new(state)),
-                Some(path) => self.contradicted(&path),
+            Ok(Reading::Read(mut facts, state)) => match self.stale(&facts) {
+                Ok(stale) => {
+                    facts.forget(&stale);
+                    Known::Facts(facts, Arc::new(state))
+                }
+                Err(path) => self.contradicted(&path),
             },
             Err(error) => {
                 if error.is_lasting() {
@@ -137,9 +140,9 @@ impl Actor {
             read
         };
         match spawn_blocking(read).await.ok()? {
-            Ok(log) if log.invocation_id == self.row.invocation_id => match self.contradiction(&log.facts) {
-                None => Some(log.facts),
-                Some(path) => {
+            Ok(log) if log.invocation_id == self.row.invocation_id => match self.stale(&log.facts) {
+                Ok(_) => Some(log.facts),
+                Err(path) => {
                     self.contradicted(&path);
                     None
                 }
@@ -164,18 +167,21 @@ impl Actor {
         Known::Nothing(reason)
     }
 
-    /// An output of which the action cache says something else than the stream.
-    fn contradiction(&self, facts: &Facts) -> Option<ExecPath> {
+    /// Outputs of which the action cache says something else than the stream, because an action that does not make them any
+    /// more still tells of them. An error is one that tells that this is not what the build has written.
+    fn stale(&self, facts: &Facts) -> Result<Vec<ExecPath>, ExecPath> {
         let contradicts = |output: &&action_cache::Output| {
             let wanted = self.ledger.wanted.get(&output.path).map(|wanted| &wanted.content);
             // What Bazel has in the cache is not a file that came in an event.
             matches!(wanted, Some(OutputContent::Blob(digest)) if *digest != output.digest)
         };
-        facts
-            .outputs()
-            .iter()
-            .find(contradicts)
-            .map(|output| output.path.clone())
+        let contradictory = facts.outputs().iter().filter(contradicts);
+        contradictory
+            .map(|output| {
+                let path = output.path.clone();
+                if output.is_primary { Err(path) } else { Ok(path) }
+            })
+            .collect()
     }
 
     /// The build's digest function: that of whatever it names.

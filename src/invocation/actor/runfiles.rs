@@ -104,10 +104,8 @@ impl Actor {
             if row.required == 0
                 && row.success
                 && target.aspect.is_empty()
-                && let Some(binaries) = self.build.binaries(&target.configuration)
-                && let Some((package, name)) = runfiles::place_of(&target.label)
+                && let Some(path) = self.build.program(target)
             {
-                let path = format!("{binaries}/{package}{name}");
                 directories.extend(path.rsplit_once('/').map(|(directory, _)| directory.to_owned()));
             }
         }
@@ -338,10 +336,12 @@ impl Actor {
             self.ledger.tally.note(reason);
             return;
         }
-        if class == Class::Required
-            && let Some(row) = row
-        {
-            Arc::make_mut(row).failed += 1;
+        if class == Class::Required {
+            // Bazel alone would have had it.
+            self.ledger.tally.lost += 1;
+            if let Some(row) = row {
+                Arc::make_mut(row).failed += 1;
+            }
         }
         tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
         self.fail(class, reason);
@@ -387,17 +387,20 @@ impl<'a> Owners<'a> {
             .wanted
             .get(program)
             .filter(|wanted| wanted.class > Class::Known);
-        if let Some(wanted) = named
-            && self.may_own(actor, &wanted.target)
+        let place = runfiles::place_in_bin(program)?;
+        let owner = named.filter(|wanted| self.may_own(actor, &wanted.target));
+        if let Some(wanted) = owner
             && let Some((package, _)) = runfiles::place_of(&wanted.target.label)
-            && program.contains(&format!("/{package}"))
+            && place.starts_with(&package)
         {
             return Some((wanted.target.clone(), true));
         }
-        // After `bazel-out`, the configuration and `bin`.
-        let place = program.splitn(4, '/').nth(3)?;
-        if let Some(target) = self.by_name.get(place) {
+        if let Some(target) = self.by_name.get(&*place) {
             return Some(((*target).clone(), true));
+        }
+        // An alias has the outputs, and the runfiles, of what is in another package.
+        if let Some(wanted) = owner {
+            return Some((wanted.target.clone(), false));
         }
         // It is wanted, but another one has named it first.
         named?;
