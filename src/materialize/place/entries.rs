@@ -36,6 +36,7 @@ impl Placer {
         version: u64,
     ) -> Result<Placed, PlaceError> {
         let _working = epoch.working();
+        self.root.learn_modes();
         let job = self.job(epoch, version);
         let dir = job.parent(path)?;
         let spot = Spot {
@@ -92,6 +93,7 @@ impl Placer {
         version: u64,
     ) -> Result<Placed, PlaceError> {
         let _working = epoch.working();
+        self.root.learn_modes();
         let job = self.job(epoch, version);
         job.root.guard(path.as_str())?;
         let permit = job.permit(path)?;

@@ -173,6 +173,10 @@ pub(super) fn publish_verified(
     digest: &Digest,
     file: NewFile,
 ) -> Result<Placed, PlaceError> {
+    job.root.learn_modes();
+    let file = file
+        .with_mode(job.mode(path))
+        .map_err(|e| PlaceError::system_error("set mode of", path.as_str(), e))?;
     let dir = job.parent(path)?;
     let _open = Writable::open(&job.root.writable, &dir)
         .map_err(|e| PlaceError::system_error("open read-only directory for", path.as_str(), e))?;

@@ -124,6 +124,27 @@ mod tests {
         fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
     }
 
+    /// Directories for what is no file have the mode of Bazel's, too, if they come first.
+    #[test]
+    fn directories_of_links_have_the_modes_of_what_the_build_tool_made() {
+        for is_link in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("execroot/ws/bazel-out");
+            fs::create_dir_all(&out).unwrap();
+            set(&out, 0o700);
+            let root = std::sync::Arc::new(OutputRoot::open(out.parent().unwrap(), false).unwrap());
+            let mut placer = Placer::new(root, PlaceOptions::default());
+            let path = ExecPath::new("bazel-out/a/b").unwrap();
+            let placed = if is_link {
+                placer.place_symlink(&path, "c", &Epoch::new(), 0)
+            } else {
+                placer.make_directory(&path, &Epoch::new(), 0)
+            };
+            placed.unwrap();
+            assert_eq!(mode(&out.join("a")), 0o700, "{is_link}");
+        }
+    }
+
     /// What Bazels of several versions leave with several umasks: directories, files, and directories in trees.
     #[test]
     fn outputs_have_the_modes_of_what_the_build_tool_made() {
@@ -160,6 +181,13 @@ mod tests {
             };
             let mut placer = Placer::new(root, options);
             let digest = Digest::of(DigestFunction::Sha256, b"x");
+            // A large file may be the first that comes.
+            let large = ExecPath::new("bazel-out/first/large").unwrap();
+            let mut begun = placer.begin_large(&large, &digest).unwrap();
+            begun.write(b"x").unwrap();
+            begun.finish(&Epoch::new(), 0).unwrap();
+            assert_eq!(mode(&out.join("first/large")), expected, "{directory:o} {file:?}");
+            assert_eq!(mode(&out.join("first")), directory, "{directory:o} {file:?}");
             // A file alone, some in a directory that is filled out of sight, and the same in a tree.
             let mut names = vec!["a/b/alone".to_owned(), "t.d/sub/deep/alone".to_owned()];
             for testlogs in ["k8/testlogs/p/x", "repo~/k8/testlogs/p/x"] {

@@ -235,6 +235,15 @@ impl NewFile {
         Ok(Self { fd, name: None, mode })
     }
 
+    /// Gives it another mode, if more is known of modes since it was made.
+    pub(super) fn with_mode(mut self, mode: u32) -> io::Result<Self> {
+        if mode != self.mode {
+            fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?;
+            self.mode = mode;
+        }
+        Ok(self)
+    }
+
     /// Gives up the right to write. A program cannot be executed while anybody has it open for writing, so big
     /// files, whose descriptors live long, do without before they get their name. Unsuccessfully is harmless.
     pub(super) fn close_for_writing(&mut self) {
