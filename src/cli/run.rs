@@ -42,7 +42,7 @@ pub(super) use self::{shims::called_as_another, state::own as own_states};
 use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
     bes::Upstream,
-    config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
+    config::{CacheArgs, FROM_BUILD, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonError, DaemonOptions, Retention, Services},
     invocation::Report,
     record::Record,
@@ -216,7 +216,9 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let placing = args.place.options()?;
     // The command is the user's own, so it may say where its cache is.
     let mut cache = args.cache.clone();
-    cache.remote_header.extend(own_headers(&args.command));
+    if cache.remote_cache.iter().all(|cache| cache == FROM_BUILD) {
+        cache.remote_header.extend(own_headers(&args.command));
+    }
     let source = cache.source_rule(true)?;
     let rewrite = args.upstream.rewrite_uris;
     let open = |record| Services::open(record, policy, rules, source, placing, rewrite);

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The value of `--remote-cache` that takes the cache from the build's own command line.
-const FROM_BUILD: &str = "from-build";
+pub(crate) const FROM_BUILD: &str = "from-build";
 
 /// Flags of the remote cache.
 #[derive(Debug, Clone, Args)]

@@ -23,7 +23,7 @@ use std::{fmt::Display, str::FromStr, time::Duration};
 pub(crate) use self::file::file_arguments;
 pub(crate) use self::{
     access::AccessArgs,
-    cache::{CacheArgs, TlsArgs},
+    cache::{CacheArgs, FROM_BUILD, TlsArgs},
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
     file::{naming_the_file, with_config_file},
     lease::LeaseArgs,

@@ -1,5 +1,7 @@
 //! Where events are forwarded to, with Bazel's flag names.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::{CacheArgs, ConfigError};
@@ -37,6 +39,14 @@ pub(crate) struct UpstreamArgs {
     /// Google's credentials of such a build.
     #[arg(skip)]
     pub google: Option<Google>,
+
+    /// The workspace of such a build, where its helpers run.
+    #[arg(skip)]
+    pub workspace: Option<PathBuf>,
+
+    /// Whether the build tool's `authorization` is for us, by our address, and not for that service.
+    #[arg(skip)]
+    pub is_authorized_here: bool,
 }
 
 impl UpstreamArgs {
@@ -77,8 +87,10 @@ impl UpstreamArgs {
         }
         connect.credential_helpers.clone_from(&self.credential_helper);
         connect.google.clone_from(&self.google);
-        connect.workspace = std::env::current_dir().ok();
+        let workspace = self.workspace.clone();
+        connect.workspace = workspace.or_else(|| std::env::current_dir().ok());
         options.rewrite_uris = self.rewrite_uris;
+        options.is_authorized_here = self.is_authorized_here;
         Upstream::new(options).map(Some).map_err(|e| {
             ConfigError::new(
                 format!("--bes-backend={}", crate::transport::without_user_info(url)),

@@ -201,17 +201,29 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     // Our port may be out of its reach, too, which must not fail it.
     let waits_not = "<--bes_upload_mode=nowait_for_upload_complete>";
     assert_eq!(place.calls(), [format!("{own}{waits_not}")]);
-    for version in ["no_version", "6.5.0", "4.2.3"] {
-        let place = Place::new().with("RC", &cache).with("VERSION", version);
+    let uploads_nothing = "<--experimental_build_event_upload_strategy=local>";
+    for (version, rc, more) in [
+        ("no_version", "", String::new()),
+        // These upload what their events name, which must fail nothing, and what they were told not to.
+        ("6.5.0", "", waits_not.to_owned()),
+        ("4.2.3", "", waits_not.to_owned()),
+        (
+            "4.2.3",
+            ",\"--noremote_upload_local_results\"",
+            format!("{uploads_nothing}{waits_not}"),
+        ),
+        ("4.2.3", ",\"--build_event_json_file=/x\"", String::new()),
+    ] {
+        let rc = format!("{cache}{rc}");
+        let place = Place::new().with("RC", &rc).with("VERSION", version);
         place.run(&["bazel", "build", "//a"]).await.expect(0);
-        assert_eq!(place.calls(), [own.as_str()], "{version}");
+        assert_eq!(place.calls(), [format!("{own}{more}")], "{version} {rc}");
     }
     let gone = "\"--remote_cache=grpc://127.0.0.1:1\"";
     let place = Place::new().with("RC", gone);
     let ran = place.run(&["bazel", "build", "//a"]).await;
     ran.says(0, &["Bazel downloads outputs itself", "127.0.0.1:1"]);
     // It takes no logs either, which must not fail the command.
-    let uploads_nothing = "<--experimental_build_event_upload_strategy=local>";
     assert_eq!(place.calls(), [format!("{own}{uploads_nothing}")]);
     // Every user may write there.
     let place = Place::new().with("RC", &cache);
@@ -496,6 +508,14 @@ async fn the_command_runs_in_poor_environments() {
     assert_eq!(place.calls().len(), 5);
     let heard = place.calls().iter().filter(|call| call.contains(OURS)).count();
     assert_eq!(heard, 3, "{:?}", place.calls());
+    // Nothing is made where the command runs.
+    for temp in ["", "relative"] {
+        let script = "ls; case $PATH in /*) ;; *) exit 9 ;; esac";
+        let mut command = place.command(&["sh", "-c", script]);
+        command.env("TMPDIR", temp);
+        let ran = finish(command).await.expect(0);
+        assert!(!ran.out().contains("outhaul-run"), "{}", ran.out());
+    }
     // The state directory serves where the temporary one is full.
     let mut command = place.command(&["bazel", "build", "//a"]);
     command.env("TMPDIR", &nowhere);

@@ -205,8 +205,8 @@ impl Forwarder {
             self.channel = credentials.open();
             self.credentials = credentials;
         }
-        let own = self.credentials.headers().await?;
-        let headers = headers::upstream(&self.source.headers.borrow_and_update(), &own);
+        let client = self.source.headers.borrow_and_update().clone();
+        let headers = self.credentials.headers(&client).await?;
         self.secrets = headers::secrets(&headers);
         self.window.rewind();
         Ok(Call::open(self.channel.clone(), headers))

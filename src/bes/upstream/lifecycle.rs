@@ -82,8 +82,7 @@ impl Caller {
     async fn call(&self, event: &LifecycleEvent) -> Result<(), Status> {
         let options = &self.upstream.options;
         let mut request = Request::new(event.request.clone());
-        let own = self.upstream.credentials().headers().await?;
-        *request.metadata_mut() = headers::upstream(&event.headers, &own);
+        *request.metadata_mut() = self.upstream.credentials().headers(&event.headers).await?;
         let secrets = headers::secrets(request.metadata());
         let mut client = Grpc::new(self.channel.clone()).max_encoding_message_size(usize::MAX);
         let call = async {

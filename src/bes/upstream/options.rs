@@ -9,6 +9,8 @@ use crate::transport::{ConnectOptions, Endpoint};
 pub struct UpstreamOptions {
     /// How it is reached, and what it is shown. Its headers take the place of the client's headers of the same names.
     pub connect: ConnectOptions,
+    /// Whether the client's `authorization` is for us, and not passed on.
+    pub is_authorized_here: bool,
     /// Whether forwarded events name files on disk instead of blobs, where they are there.
     pub rewrite_uris: bool,
     /// How long a lifecycle call may take. Bazel allows 15 s.
@@ -30,6 +32,7 @@ impl UpstreamOptions {
         connect.keepalive = Some(Duration::from_secs(60));
         Self {
             connect,
+            is_authorized_here: false,
             rewrite_uris: false,
             call_timeout: Duration::from_secs(15),
             close_timeout: Duration::from_secs(10),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, transport::Channel};
+use tonic::{Status, metadata::MetadataMap, transport::Channel};
 
-use super::{backoff::RetryDelays, health::Health, options::UpstreamOptions, order::BuildCalls};
+use super::{backoff::RetryDelays, headers, health::Health, options::UpstreamOptions, order::BuildCalls};
 use crate::{
     bes::{counters::Counters, hold::HoldPolicy},
     builds::Builds,
-    transport::{Auth, Connector, Header, RemoteError},
+    transport::{Auth, Connector, RemoteError},
 };
 
 /// What all streams share.
@@ -27,6 +27,8 @@ pub(super) struct Inner {
 pub(super) struct Credentials {
     pub(super) connector: Connector,
     pub(super) auth: Auth,
+    /// Whether the client's own `authorization` is not for this service.
+    is_authorized_here: bool,
 }
 
 impl Credentials {
@@ -36,6 +38,7 @@ impl Credentials {
         Ok(Self {
             connector: Connector::new(connect)?,
             auth: Auth::new(connect)?,
+            is_authorized_here: options.is_authorized_here,
         })
     }
 
@@ -45,12 +48,16 @@ impl Credentials {
         self.connector.channel()
     }
 
-    /// The user's headers, and those of a credential helper or Google's credentials.
-    pub(super) async fn headers(&self) -> Result<Vec<Header>, Status> {
-        match self.auth.headers().await {
-            Ok((headers, _)) => Ok(headers),
-            Err(error) => Err(Status::unauthenticated(error.to_string())),
+    /// What a call says: what the client says, with the user's headers, and those of a credential helper or Google's
+    /// credentials.
+    pub(super) async fn headers(&self, client: &MetadataMap) -> Result<MetadataMap, Status> {
+        let own = self.auth.headers().await;
+        let (own, _) = own.map_err(|error| Status::unauthenticated(error.to_string()))?;
+        let mut client = client.clone();
+        if self.is_authorized_here {
+            client.remove(http::header::AUTHORIZATION.as_str());
         }
+        Ok(headers::upstream(&client, &own))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a `run` answers each Bazel command below it: a listener for its events, and the flags that bring them there.
 
 use std::{
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use crate::{
     config::{CacheArgs, UpstreamArgs},
     daemon::{EventListeners, Services},
     sources::{BuildDirectories, google_of},
-    transport::without_user_info,
+    transport::{Endpoint, Header, netrc, without_user_info},
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -41,6 +42,14 @@ const LOOPBACK: &str = "127.0.0.1";
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
 /// Google's credentials: older ones fail there.
 const GOOGLE_UNENCRYPTED: u32 = 7;
+/// The oldest Bazel that reads a `.netrc`.
+const NETRC: u32 = 5;
+/// Has Bazel end without waiting for the upload of its events, which cannot fail it then.
+const NO_WAIT: &str = "--bes_upload_mode=nowait_for_upload_complete";
+/// Has Bazel upload no files for its events.
+const NO_UPLOAD: &str = "--experimental_build_event_upload_strategy=local";
+/// Bazels that upload all outputs that were made here for their events, and then fail a good build if that fails.
+const UPLOADING: std::ops::Range<u32> = 4..7;
 
 /// How a command is run; it may have to run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,9 +158,17 @@ impl Host {
         self.untold.lock().asked = None;
         let line = info.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
-        let events = match self.event_listener(info, line.as_ref(), &mut answer).await {
+        let reach = reach_of(info);
+        let listener = match reach {
+            Reach::Apart => Err(anyhow!(
+                "Bazel's server runs in another network namespace, from which it cannot reach outhaul"
+            )),
+            Reach::Sure | Reach::Unknown => self.event_listener(info, line.as_ref(), &mut answer).await,
+        };
+        let events = match listener {
             Ok((events, upstream)) => {
                 let is_reached = match attempt {
+                    Attempt::First | Attempt::Only if reach == Reach::Unknown => false,
                     Attempt::First | Attempt::Only => {
                         // Tests, and a program that it runs, have run.
                         let repeats = attempt == Attempt::First && info.word == REPEATED;
@@ -172,15 +189,9 @@ impl Host {
                 };
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
-                if line.is_none() {
-                    // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
-                    let flag = "--bes_upload_mode=nowait_for_upload_complete";
-                    answer.flags.push(flag.to_owned());
-                } else if !is_reached && !has_others {
-                    // Bazel uploads its logs there for any event service, and fails a good build if that fails.
-                    let flag = "--experimental_build_event_upload_strategy=local";
-                    answer.flags.push(flag.to_owned());
-                }
+                let is_unknown = line.is_none() || reach == Reach::Unknown;
+                let flags = upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others);
+                answer.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
                 Some((events, upstream, has_others))
             }
             Err(reason) => {
@@ -200,7 +211,7 @@ impl Host {
             events,
             unknown: info.options.as_ref().err().cloned(),
             backend,
-            waits: line.as_ref().is_some_and(waits),
+            waits: line.as_ref().is_some_and(waits) && !answer.flags.iter().any(|flag| flag == NO_WAIT),
             uploads_for_us: !has_others,
             leaves_downloads: answer.flags.iter().any(|flag| flag == MINIMAL),
             has_executor: line.is_some_and(|line| line.given("remote_executor").is_some()),
@@ -284,6 +295,10 @@ impl Host {
         };
         let named = |name: &str| line?.given(name);
         let (mut upstream, mut cache) = (self.upstream.clone(), self.cache.clone());
+        if self.own.is_some() && upstream.bes_backend.as_deref() != Some(backend) {
+            // They are for the service that was named to us.
+            upstream.bes_header.clear();
+        }
         upstream.bes_backend = Some(match named("bes_proxy") {
             None => backend.to_owned(),
             Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
@@ -309,6 +324,10 @@ impl Host {
                 .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
                 .collect();
             upstream.google = google_of(line, &workspace);
+            let has_netrc = info.version.is_none_or(|version| version >= NETRC);
+            let login = |host: &str| netrc::of_user(host).filter(|_| has_netrc);
+            authorize(&mut upstream, line, backend, login);
+            upstream.workspace = Some(workspace);
         }
         upstream
             .upstream(&mut cache, self.hold)
@@ -393,6 +412,13 @@ impl Host {
     /// How many required outputs are still on their way. Takes note of those, and of any that have failed already: their
     /// builds report nothing before they are settled.
     pub(super) async fn pending(&self) -> u64 {
+        let (pending, failed) = self.on_its_way().await;
+        self.untold.lock().lacks |= pending + failed > 0;
+        pending
+    }
+
+    /// How many required outputs are still on their way, and how many have failed in builds that are not settled.
+    pub(super) async fn on_its_way(&self) -> (u64, u64) {
         let (mut pending, mut failed) = (0, 0);
         for stream in self.services.engine.streams() {
             if self.listeners.came_in(&stream)
@@ -402,8 +428,7 @@ impl Host {
                 failed += row.outputs.failed;
             }
         }
-        self.untold.lock().lacks |= pending + failed > 0;
-        pending
+        (pending, failed)
     }
 
     /// How many streams came.
@@ -505,6 +530,92 @@ fn directories_of(info: &CommandInfo) -> BuildDirectories {
     }
 }
 
+/// Whether Bazel's server gets to a port of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Sure,
+    /// It is not to be seen from here.
+    Unknown,
+    /// It has a network of its own.
+    Apart,
+}
+
+/// Looks where a command's server is. It runs since the command's options were asked for.
+fn reach_of(info: &CommandInfo) -> Reach {
+    let base = info.options.as_ref().ok().and_then(|o| o.output_base.as_deref());
+    // One that serves a single command, with --batch, leaves no number.
+    let Some((base, pid)) = base.and_then(|base| {
+        let pid = std::fs::read_to_string(base.join("server/server.pid.txt")).ok()?;
+        Some((base, pid.trim().parse::<u32>().ok()?))
+    }) else {
+        return Reach::Sure;
+    };
+    let network = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net"));
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let named = base.as_os_str().as_bytes();
+    let is_server = !named.is_empty() && words.windows(named.len()).any(|part| part == named);
+    match (network(&pid.to_string()), network("self")) {
+        (Ok(theirs), Ok(ours)) if is_server && theirs == ours => Reach::Sure,
+        (Ok(_), Ok(_)) if is_server => Reach::Apart,
+        _ => Reach::Unknown,
+    }
+}
+
+/// What keeps Bazel from failing, or uploading what it would not have, only because we want its events.
+fn upload_flags(
+    info: &CommandInfo,
+    line: Option<&CommandLine>,
+    is_unknown: bool,
+    is_reached: bool,
+    has_others: bool,
+) -> &'static [&'static str] {
+    if is_unknown {
+        // Bazel may be where our port cannot be reached: `run` waits in its place.
+        return &[NO_WAIT];
+    }
+    if has_others {
+        return &[];
+    }
+    // It downloads by itself.
+    let uploads = info.version.is_some_and(|version| UPLOADING.contains(&version));
+    let forbids = line.is_some_and(|line| line.switch("remote_upload_local_results") == Some(false));
+    match (is_reached, uploads) {
+        // It uploads its logs there for any event service.
+        (false, false) => &[NO_UPLOAD],
+        (false, true) => &[NO_UPLOAD, NO_WAIT],
+        (true, true) if forbids => &[NO_UPLOAD, NO_WAIT],
+        (true, true) => &[NO_WAIT],
+        (true, false) => &[],
+    }
+}
+
+/// What the command's own event service is shown. What Bazel shows our address by itself is for us.
+fn authorize(
+    upstream: &mut UpstreamArgs,
+    line: &CommandLine,
+    backend: &str,
+    login: impl Fn(&str) -> Option<(String, String)>,
+) {
+    let says_who = |header: &str| {
+        let name = header.split('=').next().unwrap_or_default();
+        name.eq_ignore_ascii_case("authorization")
+    };
+    if line.all("bes_header").any(says_who) || upstream.bes_header.iter().any(|h| says_who(h)) {
+        return;
+    }
+    upstream.is_authorized_here = true;
+    if upstream.google.is_none()
+        && upstream.credential_helper.is_empty()
+        && let Ok(endpoint) = Endpoint::parse("--bes_backend", backend)
+        && let Some((user, password)) = endpoint.host().and_then(login)
+    {
+        let header = Header::basic(&user, &password);
+        upstream
+            .bes_header
+            .push(format!("{}={}", header.name(), header.value()));
+    }
+}
+
 /// Whether Bazel writes events into a file.
 fn writes_events(line: &CommandLine) -> bool {
     let files = [
@@ -519,4 +630,81 @@ fn writes_events(line: &CommandLine) -> bool {
 fn waits(line: &CommandLine) -> bool {
     line.last("bes_upload_mode")
         .is_none_or(|mode| mode == "wait_for_upload_complete")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{super::probe::Options, *};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        upstream: UpstreamArgs,
+    }
+
+    #[test]
+    fn what_bazel_shows_our_address_is_not_for_another_service() {
+        let login = |host: &str| (host == "events").then(|| ("me".to_owned(), "secret".to_owned()));
+        let basic = Header::basic("me", "secret").value().to_owned();
+        let of_netrc = format!("authorization={basic}");
+        for (own, options, expected, is_authorized_here) in [
+            (&[][..], &[][..], &[of_netrc.as_str()][..], true),
+            (&[], &["--bes_header=x=y"], &[&of_netrc], true),
+            (&[], &["--bes_header=Authorization=Bearer x"], &[], false),
+            (
+                &["--bes-header=authorization=Bearer x"],
+                &[],
+                &["authorization=Bearer x"],
+                false,
+            ),
+        ] {
+            let mut upstream = Cli::parse_from([&["outhaul"], own].concat()).upstream;
+            authorize(
+                &mut upstream,
+                &Options::of(options).line(),
+                "grpcs://events",
+                login,
+            );
+            assert_eq!(upstream.bes_header, expected, "{own:?} {options:?}");
+            assert_eq!(
+                upstream.is_authorized_here, is_authorized_here,
+                "{own:?} {options:?}"
+            );
+        }
+        let mut other = Cli::parse_from(["outhaul"]).upstream;
+        authorize(&mut other, &Options::of(&[]).line(), "grpc://other:1", login);
+        assert_eq!((other.bes_header.len(), other.is_authorized_here), (0, true));
+    }
+
+    #[test]
+    fn a_server_is_found_by_its_number_and_its_output_base() {
+        let base = tempfile::tempdir().unwrap();
+        let mut options = Options::of(&[]);
+        options.output_base = Some(base.path().to_owned());
+        let info = CommandInfo {
+            word: "build".to_owned(),
+            directory: PathBuf::new(),
+            version: Some(7),
+            backend: None,
+            options: Ok(options),
+        };
+        assert_eq!(reach_of(&info), Reach::Sure, "without a server");
+        std::fs::create_dir(base.path().join("server")).unwrap();
+        let write = |pid: u32| std::fs::write(base.path().join("server/server.pid.txt"), pid.to_string());
+        let sleep = |of: &Path| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "read line"]).arg(of);
+            command.stdin(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        for (of, expected) in [(base.path(), Reach::Sure), (Path::new("/other"), Reach::Unknown)] {
+            let mut server = sleep(of);
+            write(server.id()).unwrap();
+            assert_eq!(reach_of(&info), expected, "{}", of.display());
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+        assert_eq!(reach_of(&info), Reach::Unknown, "there is none any more");
+    }
 }

@@ -1,6 +1,6 @@
-//! Bazels inside a wrapped program: a directory first on its `PATH` has links to this program by Bazel's names. Called by
-//! such a name, it asks the `outhaul run` above it what to add, and becomes the Bazel that is meant, with the environment
-//! that it would have had.
+//! Bazels inside a wrapped program: a directory first on its `PATH` has scripts of Bazel's names. They call this program
+//! with the Bazel that is meant, which asks the `outhaul run` above it what to add, and becomes that Bazel, with the
+//! environment that it would have had.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,7 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{DirBuilderExt as _, MetadataExt as _, symlink},
+        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
         net::UnixStream as StdUnixStream,
         process::CommandExt as _,
     },
@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, StatVfsMountFlags, flock};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -83,7 +83,7 @@ impl Shims {
                 .mode(0o700)
                 .create(other);
         }
-        for base in [Some(std::env::temp_dir()), other.map(Path::to_owned)]
+        for base in [Some(temporary()), other.map(Path::to_owned)]
             .into_iter()
             .flatten()
         {
@@ -117,11 +117,29 @@ impl Shims {
         let path = program::path();
         for name in NAMES {
             // Scripts look which of them there are.
-            if program::find(OsStr::new(name), &path, is_ours).is_some() {
-                symlink(&ours, self.bin().join(name))?;
+            if let Some(bazel) = program::find(OsStr::new(name), &path, is_ours) {
+                self.stand_in(name, &std::path::absolute(bazel)?, &ours)?;
             }
         }
         Ok(())
+    }
+
+    /// Stands in for a Bazel, by its name. Not as a link to this program, where that can be: scripts follow links, and
+    /// call what they find there.
+    fn stand_in(&self, name: &str, bazel: &Path, ours: &Path) -> std::io::Result<()> {
+        let place = self.bin().join(name);
+        let flags = rustix::fs::statvfs(&self.dir).map(|stat| stat.f_flag);
+        if flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC)) {
+            return symlink(ours, place);
+        }
+        let (named, bazel) = (quoted(&self.dir.join(NAMED)), quoted(bazel));
+        let script = [b"#!/bin/sh\nexec ", &*named, b" ", &*bazel, b" \"$@\"\n"].concat();
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(place)?;
+        file.write_all(&script)
     }
 
     fn bin(&self) -> PathBuf {
@@ -169,6 +187,20 @@ impl Drop for Shims {
     }
 }
 
+/// Where temporary files belong. A relative directory is none: programs of a build change theirs.
+fn temporary() -> PathBuf {
+    Some(std::env::temp_dir())
+        .filter(|directory| directory.is_absolute())
+        .unwrap_or_else(|| "/tmp".into())
+}
+
+/// A path as one word of a shell.
+fn quoted(path: &Path) -> Vec<u8> {
+    let inner = path.as_os_str().as_bytes().split(|byte| *byte == b'\'');
+    let inner = inner.collect::<Vec<_>>().join(&b"'\\''"[..]);
+    [b"'", &*inner, b"'"].concat()
+}
+
 /// Removes directories of ours whose `run` was killed.
 fn sweep(base: &Path) {
     let user = rustix::process::geteuid().as_raw();
@@ -202,10 +234,17 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
     writing.write_all(&serde_json::to_vec(&answer)?).await
 }
 
-/// Whether a file is this program, by whatever name.
+/// Whether a file is this program, by whatever name, or a script that calls it in the place of a Bazel.
 pub(super) fn is_ours(file: &Path) -> bool {
+    let Ok(file) = file.canonicalize() else {
+        return false;
+    };
     let ours = std::env::current_exe().and_then(std::fs::canonicalize);
-    ours.is_ok_and(|ours| file.canonicalize().is_ok_and(|file| file == ours))
+    let stands_in = |directory: &Path| {
+        let name = directory.file_name().unwrap_or_default();
+        name.as_bytes().starts_with(PREFIX.as_bytes()) && directory.join(LOCK).exists()
+    };
+    ours.is_ok_and(|ours| file == ours) || file.parent().and_then(Path::parent).is_some_and(stands_in)
 }
 
 /// A `PATH` without directories such as [`Shims`] puts first, as it was.
@@ -349,6 +388,19 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+
+    #[test]
+    fn paths_are_one_word_of_a_shell() {
+        for path in ["/a b/c", "/it's/$HOME/`x`", "/\"q\"/\\", "/new\nline"] {
+            let word = quoted(Path::new(path));
+            let command = [b"printf %s ", &*word].concat();
+            let said = Command::new("sh")
+                .arg("-c")
+                .arg(OsStr::from_bytes(&command))
+                .output();
+            assert_eq!(said.unwrap().stdout, path.as_bytes());
+        }
+    }
 
     #[test]
     fn directories_of_killed_runs_are_swept_and_no_others() {

@@ -21,10 +21,12 @@ use super::{
 };
 use crate::{invocation::Report, open_files};
 
-/// How long optional outputs may still take after the command has ended.
+/// How long optional outputs may still take after the command has ended, and the required ones have come.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
 /// The same where a signal asked the command for its end.
 const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything must be waited for.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
 const TOLD: Duration = Duration::from_secs(2);
 /// What Bazel's commands end with when files of their events could not be uploaded.
@@ -168,11 +170,14 @@ impl Wrapped<'_> {
         match told.map(u8::try_from) {
             // It has done its work, but for running a program.
             None => {
-                say(
-                    "Bazel failed the command because it could not upload files that its events name, which it \
-                     only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
-                     itself",
-                );
+                let reason = match self.started.host.streams() {
+                    0 => "send outhaul its events",
+                    _ => "upload files that its events name, which it only does for outhaul",
+                };
+                say(&format!(
+                    "Bazel failed the command because it could not {reason}; running it once more, so that Bazel \
+                     downloads outputs itself"
+                ));
                 self.start_over();
                 let ended = self.attempt(Attempt::Alone, signals).await?;
                 // Bazel goes on without a cache that goes away, as it did before, and does not begin without it. A program
@@ -328,7 +333,9 @@ async fn wait_for_rest(
 ) -> Rest {
     let asked = host.asked();
     let patience = asked.map_or(OPTIONAL_WAIT, |_| LAST_WAIT);
-    let waited = tokio::time::timeout(patience, async {
+    // Downloads that make no progress fail by themselves: required ones are waited for, as Bazel does.
+    let must_wait = async || asked.is_none() && host.on_its_way().await.0 > 0;
+    let waited = async {
         host.streams_end(has_failed).await;
         while host.services.engine.is_busy().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -340,14 +347,23 @@ async fn wait_for_rest(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         host.deliver(TOLD).await;
-    });
-    tokio::select! {
-        waited = waited => match asked {
-            Some(signal) => Rest::Cut(signal),
-            None if waited.is_err() => Rest::GivenUp,
-            None => Rest::Came,
-        },
+    };
+    let rest = tokio::select! {
+        () = waited => Rest::Came,
+        () = run_out_of(patience, must_wait) => Rest::GivenUp,
         signal = signals.end() => Rest::Cut(signal),
+    };
+    asked.map_or(rest, Rest::Cut)
+}
+
+/// Ends after this time without anything that must be waited for.
+async fn run_out_of(patience: Duration, must_wait: impl AsyncFn() -> bool) {
+    let mut begun = tokio::time::Instant::now();
+    while begun.elapsed() < patience {
+        tokio::time::sleep(LOOK.min(patience)).await;
+        if must_wait().await {
+            begun = tokio::time::Instant::now();
+        }
     }
 }
 
@@ -393,6 +409,18 @@ mod tests {
         ] {
             assert_eq!(own_code(code, told), expected, "{code} {told:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_runs_out_only_for_what_is_not_required() {
+        let begun = tokio::time::Instant::now();
+        let required = OPTIONAL_WAIT * 5;
+        run_out_of(OPTIONAL_WAIT, async || begun.elapsed() < required).await;
+        let waited = begun.elapsed();
+        assert!(waited >= required + OPTIONAL_WAIT - LOOK && waited < required + 2 * OPTIONAL_WAIT);
+        let begun = tokio::time::Instant::now();
+        run_out_of(LAST_WAIT, async || false).await;
+        assert!(begun.elapsed() < 2 * LAST_WAIT);
     }
 
     #[test]
