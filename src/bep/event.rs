@@ -74,6 +74,8 @@ pub enum Event {
     /// says so in its own output alone: it leaves a file out of the stream when the directory that it belongs in was
     /// deleted, although it knows the file's digest.
     Unreadable(Vec<String>),
+    /// In the place of an event that cannot be decoded: why, in words. Outputs that only it names are unknown.
+    Skipped(String),
     /// An event that is not used.
     Other,
 }

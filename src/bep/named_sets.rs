@@ -390,7 +390,6 @@ pub(crate) struct Expansion<'s, S> {
 
 impl<S> Expansion<'_, S> {
     /// Ids of the sets met so far that have not come; all of them once the iterator is exhausted.
-    #[cfg(test)]
     pub(crate) fn missing(&self) -> &[String] {
         &self.missing
     }

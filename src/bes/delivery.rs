@@ -15,6 +15,7 @@ use super::{
     hold::Patience,
 };
 use crate::{
+    bep::event::{Event, StreamEvent},
     builds::{Builds, Decoder, StreamEnd, StreamKey},
     journal::StoredFrame,
 };
@@ -93,6 +94,8 @@ impl Delivery {
                     Ok(Err(error)) => {
                         tracing::error!(stream = %self.key, %error, "failed to read events back from the \
                                                                      journal; they are lost");
+                        let reason = format!("failed to read events back from the journal: {error}");
+                        self.builds.limited(&self.key, reason).await;
                     }
                     Err(error) => tracing::error!(stream = %self.key, %error, "failed to read the journal"),
                 }
@@ -121,7 +124,7 @@ impl Delivery {
                         self.patience.learn(&event.event);
                         decoded.push((sequence, event));
                     }
-                    Err(error) => self.skipped(sequence, &error),
+                    Err(error) => decoded.push((sequence, self.skipped(sequence, &error))),
                 }
             }
             if !decoded.is_empty() {
@@ -131,11 +134,17 @@ impl Delivery {
     }
 
     /// Counts an event that cannot be decoded, and logs the first of them.
-    fn skipped(&mut self, sequence: i64, error: &dyn std::fmt::Display) {
+    fn skipped(&mut self, sequence: i64, error: &dyn std::fmt::Display) -> StreamEvent {
         Counters::add(&self.counters.undecodable);
         self.undecodable += 1;
         if self.undecodable <= LOGGED {
             tracing::warn!(stream = %self.key, sequence, %error, "skipped an event that cannot be decoded");
+        }
+        StreamEvent {
+            event: Event::Skipped(format!(
+                "event {sequence} cannot be decoded ({error}); it may name outputs"
+            )),
+            last: false,
         }
     }
 }

@@ -135,8 +135,15 @@ impl Reader {
         most: usize,
     ) -> Option<(StreamKey, mpsc::Sender<Command>)> {
         let context = Arc::clone(&self.context);
-        let newest =
-            tokio::task::spawn_blocking(move || context.streams.newest(&key, context.journal.as_ref()));
+        let begins = event.sequence == 1;
+        let newest = tokio::task::spawn_blocking(move || {
+            let (newest, is_kept) = context.streams.newest(&key, context.journal.as_ref());
+            // What is on record of a build outlives its journal: this is another one of the same ids.
+            if begins && !is_kept && context.builds.is_done(&newest) {
+                return newest.next_attempt();
+            }
+            newest
+        });
         let mut key = newest.await.ok()?;
         loop {
             let stream = stream::open(&key, &self.context, most)?;

@@ -65,17 +65,21 @@ impl Streams {
         known || self.at_work.load(Relaxed) < most
     }
 
-    /// The newest stream with a key's ids that has a task or a journal. Blocks.
-    pub(super) fn newest(&self, key: &StreamKey, journal: Option<&Journal>) -> StreamKey {
+    /// The newest stream with a key's ids that has a task or a journal, or else the first one. Whether there is any. Blocks.
+    pub(super) fn newest(&self, key: &StreamKey, journal: Option<&Journal>) -> (StreamKey, bool) {
+        let is_kept = |key: &StreamKey| {
+            let has_task = {
+                let tasks = self.tasks.lock();
+                tasks.contains_key(key)
+            };
+            has_task || journal.is_some_and(|journal| journal.has(key))
+        };
         let mut newest = key.clone();
         loop {
             let next = newest.next_attempt();
-            let has_task = {
-                let tasks = self.tasks.lock();
-                tasks.contains_key(&next)
-            };
-            if !has_task && !journal.is_some_and(|journal| journal.has(&next)) {
-                return newest;
+            if !is_kept(&next) {
+                let is_any = is_kept(&newest);
+                return (newest, is_any);
             }
             newest = next;
         }

@@ -72,6 +72,8 @@ pub struct Build {
     referenced: SetBits,
     /// Absolute paths of outputs that the build tool could not read for the stream.
     unreadable: Vec<String>,
+    /// Targets of which no output is named, though they have some.
+    hollow: Vec<Arc<TargetId>>,
     /// By label and configuration.
     results: HashMap<(String, String), Attempts>,
     /// Completed targets that wait for the command and the exec root.
@@ -105,6 +107,7 @@ impl Build {
             trees: Trees::default(),
             referenced: SetBits::default(),
             unreadable: Vec::new(),
+            hollow: Vec::new(),
             results: HashMap::new(),
             backlog: Vec::new(),
             parked: HashMap::new(),
@@ -299,6 +302,7 @@ impl Build {
             }
             Event::CombinedReport(file) => self.combined_report(sequence, &file, &mut effects),
             Event::Unreadable(paths) => self.unreadable.extend(paths),
+            Event::Skipped(reason) => effects.push(Effect::Unusable(Class::Required, reason)),
             Event::ConvenienceSymlinks(links) => effects.push(Effect::ConvenienceSymlinks(links)),
             Event::Finished { exit_code, .. } => effects.push(Effect::Finished { exit_code }),
             Event::CommandLine(_) | Event::Aborted { target: None, .. } | Event::Other => {}
@@ -371,7 +375,10 @@ impl Build {
                     .flatten()
             })
             .collect();
-        if !unnamed.is_empty() {
+        let hollow = std::mem::take(&mut self.hollow);
+        if unnamed.is_empty() {
+            effects.extend(hollow.into_iter().map(Effect::Hollow));
+        } else {
             effects.push(Effect::Unnamed(unnamed));
         }
         effects
@@ -442,6 +449,7 @@ impl Build {
             again.extend(self.trees.add(&tree.path, &self.sets));
         }
         let mut groups = Vec::with_capacity(completed.groups.len());
+        let mut is_hollow = false;
         for group in completed.groups {
             let profile = self.selector.profile(&GroupContext {
                 command: self.facts.command,
@@ -450,6 +458,12 @@ impl Build {
                 group: &group.name,
                 origin: Origin::Group { test_rule },
             });
+            // An empty tree has only its root. A group without outputs has no sets at all.
+            is_hollow |= completed.success
+                && completed.directories.is_empty()
+                && group.files.is_empty()
+                && self.selector.most(profile) == Class::Required
+                && is_hollow_group(&self.sets, &group.sets);
             let name: Arc<str> = group.name.into();
             let files: Arc<[File]> = group.files.into();
             if !files.is_empty() {
@@ -501,6 +515,9 @@ impl Build {
             }
         }
         namer.finish(&target, effects);
+        if is_hollow {
+            self.hollow.push(target.clone());
+        }
         self.roots.insert(target.clone(), refers_to.into());
         let is_tested = test_rule && target.aspect.is_empty() && self.facts.command.tests();
         let end = TargetEnd::Completed {
@@ -612,4 +629,10 @@ impl Build {
 /// and the word "rule".
 pub(crate) fn is_test(kind: &str) -> bool {
     kind.strip_suffix(" rule").unwrap_or(kind).ends_with("_test")
+}
+
+/// Whether sets that have come have no files at all.
+fn is_hollow_group(sets: &NamedSets, roots: &[String]) -> bool {
+    let mut all = sets.expand(roots.iter().map(String::as_str), |_| false);
+    !roots.is_empty() && all.by_ref().all(|(_, files)| files.is_empty()) && all.missing().is_empty()
 }

@@ -182,6 +182,7 @@ impl Load {
                     .map(|(name, value)| memory(name) + memory(value))
                     .sum::<u64>();
             }
+            Event::Skipped(reason) => load.memory += memory(reason),
             Event::Unreadable(paths) => load.memory += paths.iter().map(|path| memory(path)).sum::<u64>(),
             Event::Started(started) => {
                 load.names([&started.command, &started.build_tool_version]);

@@ -564,6 +564,57 @@ fn outputs_that_the_build_tool_could_not_name_are_reported_at_the_end() {
     assert_eq!(unnamed, Some(vec!["bazel-out/k8/bin/d/x".to_owned()]));
 }
 
+/// Bazel says so only in a warning, which its user may have switched off. A group without outputs has no sets.
+#[test]
+fn a_target_whose_sets_have_no_files_is_told_at_the_end() {
+    let hollow = |events: Vec<Event>| -> Vec<String> {
+        let start = vec![started(), root()];
+        let effects = play([start, events].concat());
+        let of = |effect: &Effect| match effect {
+            Effect::Hollow(target) => Some(target.label.clone()),
+            _ => None,
+        };
+        effects.iter().filter_map(of).collect()
+    };
+    let empty = set("0", &[], &["1"]);
+    assert_eq!(
+        hollow(vec![
+            empty.clone(),
+            set("1", &[], &[]),
+            completed("//x", &["0"], false)
+        ]),
+        ["//x"]
+    );
+    assert_eq!(
+        hollow(vec![
+            completed("//x", &["0"], false),
+            set("1", &[], &[]),
+            empty.clone()
+        ]),
+        ["//x"]
+    );
+    for others in [
+        vec![
+            empty.clone(),
+            set("1", &["a"], &[]),
+            completed("//x", &["0"], false),
+        ],
+        vec![completed("//x", &[], false)],
+        // It has failed, or its sets have not come: that is another matter.
+        vec![empty.clone(), set("1", &[], &[]), completed("//x", &["0"], true)],
+        vec![empty.clone(), completed("//x", &["0"], false)],
+        vec![completed("//x", &["0"], false)],
+        // The build tool says why.
+        vec![
+            Event::Unreadable(vec!["/ob/execroot/_main/bazel-out/k8/bin/d/x".to_owned()]),
+            set("0", &[], &[]),
+            completed("//x", &["0"], false),
+        ],
+    ] {
+        assert_eq!(hollow(others.clone()), Vec::<String>::new(), "{others:?}");
+    }
+}
+
 #[test]
 fn the_status_of_a_test_is_that_of_its_last_attempts() {
     let file = |name: &str| File {

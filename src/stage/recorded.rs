@@ -1,6 +1,6 @@
 //! A build as its journal has it: the events, replayed as often as somebody has a question.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{carried::Carried, select::some};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     },
     builds::StreamKey,
     digest::DigestFunction,
+    exec_path::ExecPath,
     invocation::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
@@ -209,17 +210,19 @@ impl Recorded {
         row
     }
 
-    /// Outputs of which the build tool named no digest, as old ones do of files that are on their own disk alone.
-    pub(super) fn without_digest(&self) -> Option<String> {
+    /// Outputs of which the build tool named no digest, as old ones do of files that are on their own disk alone; `asked` are
+    /// those of targets and tests that are asked for.
+    pub(super) fn without_digest(&self, asked: &BTreeSet<ExecPath>) -> Option<String> {
         let files = self.events().flat_map(|event| match event {
             Event::NamedSet(set) => set.files.as_slice(),
             _ => &[],
         });
-        let paths: Vec<&str> = files
+        let in_sets = files
             .filter(|file| file.has_prefix() && file.content == Content::Unknown)
             .map(|file| &*file.path)
-            .filter(|path| path.starts_with("bazel-out/"))
-            .collect();
+            .filter(|path| path.starts_with("bazel-out/"));
+        let paths: BTreeSet<&str> = in_sets.chain(asked.iter().map(ExecPath::as_str)).collect();
+        let paths: Vec<&str> = paths.into_iter().collect();
         (!paths.is_empty()).then(|| {
             format!(
                 "{} outputs cannot be staged, because the build reports no digest for them: {}",

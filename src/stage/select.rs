@@ -114,11 +114,18 @@ impl Recorded {
                     picked.ended(&target.label, success);
                 }
                 Effect::Refused(reason) | Effect::Unusable(_, reason) => notes.push(reason),
+                Effect::Undigested(target, outputs) => picked.note_undigested(&target.label, outputs),
                 Effect::Unnamed(paths) => notes.push(unnamed(&paths)),
+                Effect::Hollow(target) => {
+                    notes.push(format!(
+                        "{}: the build tool named none of its outputs",
+                        target.label
+                    ));
+                }
                 _ => {}
             }
         }
-        notes.extend(self.without_digest());
+        notes.extend(self.without_digest(&picked.undigested));
         picked.check(invocation_id)?;
         // By file name, the files of a tree lie among all others.
         let whole = |tree: &&&str| !request.wish.flatten && !picked.partial.contains(**tree);
@@ -198,6 +205,9 @@ struct Picked<'a> {
     ends: BTreeMap<String, bool>,
     /// Groups that there are; for hints.
     offered_groups: BTreeSet<Arc<str>>,
+    /// Outputs without a digest, and the targets that they are of.
+    undigested: BTreeSet<ExecPath>,
+    labels_undigested: HashSet<String>,
 }
 
 impl<'a> Picked<'a> {
@@ -214,6 +224,8 @@ impl<'a> Picked<'a> {
             optional: vec![false; request.optional.len()],
             ends: BTreeMap::new(),
             offered_groups: BTreeSet::new(),
+            undigested: BTreeSet::new(),
+            labels_undigested: HashSet::new(),
         }
     }
 
@@ -281,6 +293,16 @@ impl<'a> Picked<'a> {
         self.artifacts.insert(named.path, artifact);
     }
 
+    /// Takes note of outputs of which the build tool tells no digest.
+    fn note_undigested(&mut self, label: &str, outputs: Vec<(Class, ExecPath)>) {
+        if !self.request.targets.is_empty() && !pattern::matches(&self.request.targets, label) {
+            return;
+        }
+        let wanted = outputs.into_iter().filter(|(class, _)| *class > Class::Known);
+        self.undigested.extend(wanted.map(|(_, path)| path));
+        self.labels_undigested.insert(label.to_owned());
+    }
+
     /// Refuses patterns that have picked nothing.
     fn check(&self, invocation_id: &str) -> Result<(), StageError> {
         let wish = &self.request.wish;
@@ -338,8 +360,11 @@ impl<'a> Picked<'a> {
             .filter(|(_, ok)| !ok)
             .map(|(label, _)| *label)
             .collect();
+        let has_no_digests = |(label, _): &(&str, bool)| self.labels_undigested.contains(*label);
         if matched.is_empty() {
             ": no such target in the build".to_owned()
+        } else if matched.iter().any(has_no_digests) {
+            ": the build reports no digests for its outputs".to_owned()
         } else if failed.is_empty() {
             ": the other filters exclude all of its outputs".to_owned()
         } else {

@@ -85,7 +85,8 @@ async fn an_undecodable_event_is_acked_and_skipped() {
     upload.acked(1..=5).await;
     upload.closed().await;
     daemon.engine.until_ended(StreamEnd::Finished).await;
-    assert_eq!(daemon.engine.numbers(), [1, 4]);
+    // The engine hears that there was one, which may have named outputs.
+    assert_eq!(daemon.engine.numbers(), [1, 2, 4]);
     assert_eq!(daemon.service.counters().undecodable, 1);
 }
 

@@ -71,6 +71,22 @@ async fn the_same_first_event_again_is_a_repetition_no_matter_who_remembers_it()
     assert_eq!(Journal::view(dir.path()).list().unwrap().len(), 2);
 }
 
+/// Its journal may have gone to make room, and its row in the record is kept for longer.
+#[tokio::test]
+async fn a_build_that_is_only_on_record_begins_a_new_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(options(HoldMode::None), Some(dir.path())).await;
+    daemon
+        .engine
+        .done
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    attempt(&daemon, "second").await;
+    daemon.stop().await;
+    let kept = Journal::view(dir.path()).list().unwrap();
+    let attempts: Vec<_> = kept.iter().map(|entry| entry.key.attempt).collect();
+    assert_eq!(attempts, [1]);
+}
+
 #[tokio::test]
 async fn a_new_attempt_does_not_wait_for_one_whose_client_vanished() {
     let mut options = options(HoldMode::None);

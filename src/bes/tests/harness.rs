@@ -166,6 +166,7 @@ impl Builds for Engine {
                 let text = match event.event {
                     Event::Started(started) => started.invocation_id,
                     Event::CommandLine(line) => line.label,
+                    Event::Skipped(_) => "skipped".to_owned(),
                     _ => panic!("not what was sent"),
                 };
                 assert_ne!(text, "panic", "as ordered");

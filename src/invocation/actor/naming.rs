@@ -48,6 +48,14 @@ impl Actor {
                 Effect::Tested(target, sequence) => self.ledger.stream.completed(sequence, target),
                 Effect::ConvenienceSymlinks(_) => {}
                 Effect::Unnamed(paths) => self.unnamed(paths).await,
+                Effect::Hollow(target) => {
+                    self.lost(&format!(
+                        "{}: the build tool named none of its outputs, as if their directories had been deleted; \
+                         build again, without --remote_download_minimal",
+                        target.label
+                    ));
+                    self.ledger.fail_target(&target);
+                }
                 Effect::Refused(reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
@@ -151,13 +159,10 @@ impl Actor {
             if self.ledger.wanted.contains_key(&path) {
                 continue;
             }
-            self.fail(
-                Class::Required,
-                &format!(
-                    "{path}: the build tool could not name it because its directory had been deleted; outhaul \
-                     recreates the directory, so build again"
-                ),
-            );
+            self.lost(&format!(
+                "{path}: the build tool could not name it because its directory had been deleted; outhaul \
+                 recreates the directory, so build again"
+            ));
             directories.extend(path.parent().and_then(|parent| ExecPath::new(parent).ok()));
         }
         if directories.is_empty() || self.site.blocked().is_some() {
@@ -172,6 +177,12 @@ impl Actor {
             .collect();
         // Their ends are of no interest: nothing is recorded of them.
         self.shared.materializer.want(&session, wants).await;
+    }
+
+    /// The same of a required output that the build tool would have, had it not left the downloads to us.
+    fn lost(&mut self, reason: &str) {
+        self.ledger.tally.lost += 1;
+        self.fail(Class::Required, reason);
     }
 
     /// Counts what cannot be downloaded whatever the cache does, as of the event that was taken in last.

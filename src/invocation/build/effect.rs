@@ -67,6 +67,9 @@ pub enum Effect {
     /// Outputs of this build that the build tool could not name, because the directories that they belong in were
     /// deleted. Comes at the end.
     Unnamed(Vec<ExecPath>),
+    /// A target of whose required outputs the stream names none, and does not say why: so it is when their directories were
+    /// deleted. Comes at the end.
+    Hollow(Arc<TargetId>),
     /// Something named cannot be an output: why, in words.
     Refused(String),
     /// Outputs of one target that the build tool names without saying their content: a local file of one that names no
