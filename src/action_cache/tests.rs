@@ -161,7 +161,6 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
             "not under bazel-out",
         ),
         (with(|a| a.files[0].1.size = -1), "negative size"),
-        (with(|a| a.files[0].1.hash.truncate(20)), "digest function"),
         (
             with(|a| a.files[0].1.link_to = Some("bazel-out/../../x".to_owned())),
             "invalid symlink target",
@@ -178,6 +177,9 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
         let error = decode(&written).unwrap_err();
         assert!(error.contains(part), "{error}, not {part}");
     }
+    // It has not run since builds here had another digest function.
+    let older = with(|a| a.files[0].1.hash.truncate(20));
+    assert_eq!(decode(&older).unwrap().outputs().len(), 1);
     let mut short_index = with(|_| ());
     short_index.index.truncate(16);
     assert!(

@@ -17,7 +17,6 @@ mod state;
 mod wrapped;
 
 use std::{
-    collections::HashMap,
     ffi::OsString,
     io::{self, Write as _},
     path::Path,
@@ -59,6 +58,8 @@ const RETENTION: Retention = Retention {
 const READS: Duration = Duration::from_secs(10);
 /// What Bazel's commands end with when --strict fails them.
 const STRICT: u8 = 45;
+/// What a build of Bazel's ended with that lost inputs from the cache: it starts another one then.
+const EVICTED: i32 = 39;
 
 /// Arguments of `outhaul run`.
 #[derive(Debug, Args)]
@@ -188,12 +189,14 @@ fn outcome(host: &Host, reports: &[Report], wrapped: Option<&OsString>, has_fail
             Path::new(program).display()
         ));
     }
-    // Bazel starts another build in the same command after an eviction: the last one counts.
-    let last: HashMap<_, _> = reports
-        .iter()
-        .map(|report| (report.build_id.as_str(), report.failed))
-        .collect();
-    any_fault || last.values().any(|failed| *failed > 0)
+    // Bazel starts another build in the same command after an eviction, under the same build request id: the last one
+    // counts. Other commands may share such an id as well.
+    let is_replaced = |(at, report): (usize, &Report)| {
+        let is_again = |other: &Report| other.build_id == report.build_id;
+        report.exit_code == Some(EVICTED) && reports[at + 1..].iter().any(is_again)
+    };
+    let counts = |(at, report): &(usize, &Report)| report.failed > 0 && !is_replaced((*at, report));
+    any_fault || reports.iter().enumerate().any(|report| counts(&report))
 }
 
 /// Says something, if anybody hears it.

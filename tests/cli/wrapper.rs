@@ -36,7 +36,11 @@ impl Wrapper {
 
     /// What Bazel was given.
     async fn given(&self, bes: &str, args: &[&str]) -> String {
-        let ran = self.ran(bes, args, &[]).await.expect(37);
+        self.given_with(bes, args, &[]).await
+    }
+
+    async fn given_with(&self, bes: &str, args: &[&str], variables: &[(&str, &str)]) -> String {
+        let ran = self.ran(bes, args, variables).await.expect(37);
         assert_eq!(ran.err, "", "nothing is said");
         ran.out()
     }
@@ -58,8 +62,7 @@ async fn building_commands_get_the_flags_after_their_options() {
     let server = world.serve(&[]).await;
     let address = server.address();
     let backend = format!("--bes_backend={address}");
-    let flags = [backend.as_str(), "--remote_download_minimal"];
-    let run_flags = [backend.as_str()];
+    let flags = [backend.as_str()];
     for (before, after) in [
         (vec!["build", "//a b", "", "--x= y", "*"], vec!["--", "-//c"]),
         (vec!["--batch", "test", "//...", "--config=late"], vec![]),
@@ -73,17 +76,39 @@ async fn building_commands_get_the_flags_after_their_options() {
         ),
     ] {
         let args = [&before[..], &after[..]].concat();
-        // What is run must be there before our turn comes.
-        let added = if before.contains(&"run") {
-            &run_flags[..]
-        } else {
-            &flags[..]
-        };
-        let expected = shown(&[&before[..], added, &after[..]].concat());
+        let expected = shown(&[&before[..], &flags[..], &after[..]].concat());
         assert_eq!(wrapper.given(address, &args).await, expected);
         let bare = address.strip_prefix("grpc://").unwrap();
         let given = wrapper.given(bare, &args).await;
         assert_eq!(given, expected, "without a scheme");
+    }
+}
+
+/// Bazel's downloads are only taken away where somebody asks for it, and never a mode that the command has.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_download_mode_is_the_commands_own_unless_the_environment_says_otherwise() {
+    let (world, wrapper) = (World::new().await, Wrapper::new());
+    let server = world.serve(&[]).await;
+    let address = server.address();
+    let backend = format!("--bes_backend={address}");
+    let asked = [("OUTHAUL_DOWNLOAD_MINIMAL", "1")];
+    for (args, added) in [
+        (vec!["build", "//a"], true),
+        (vec!["test", "//a"], true),
+        (vec!["build", "//a", "--remote_download_all"], false),
+        (vec!["build", "--remote_download_outputs=toplevel", "//a"], false),
+        // What is run must be there before our turn comes.
+        (vec!["run", "//a"], false),
+    ] {
+        let more: &[&str] = if added {
+            &["--remote_download_minimal"]
+        } else {
+            &[]
+        };
+        let expected = shown(&[&args[..], &[&backend], more].concat());
+        assert_eq!(wrapper.given_with(address, &args, &asked).await, expected);
+        let expected = shown(&[&args[..], &[&backend]].concat());
+        assert_eq!(wrapper.given(address, &args).await, expected);
     }
 }
 
@@ -161,13 +186,7 @@ async fn unix_sockets_are_reached_by_bazels_proxy_flag() {
     let server = world.serve(&[&format!("--bes-listen=unix:{path}")]).await;
     let args = ["build", "//a"];
     let proxy = format!("--bes_proxy=unix:{path}");
-    let expected = shown(&[
-        "build",
-        "//a",
-        "--bes_backend=grpc://localhost",
-        &proxy,
-        "--remote_download_minimal",
-    ]);
+    let expected = shown(&["build", "//a", "--bes_backend=grpc://localhost", &proxy]);
     let has = |tool: &str| {
         let found = std::process::Command::new("sh")
             .args(["-c", &format!("command -v {tool}")])

@@ -19,10 +19,10 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     bes::{BesService, HoldPolicy, Upstream},
-    config::{CacheArgs, UpstreamArgs},
+    config::{CacheArgs, FROM_BUILD, UpstreamArgs},
     daemon::{EventListeners, Services},
     sources::{BuildDirectories, google_of},
-    transport::{Endpoint, Header, netrc, without_user_info},
+    transport::{ConnectOptions, Endpoint, Header, auth::has_helper, netrc, without_user_info},
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -159,7 +159,15 @@ impl Host {
         let line = info.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
         let reach = reach_of(info);
+        // Java's own proxies lead elsewhere than we get, and the service may not be reached otherwise.
+        let has_proxy = info.options.as_ref().is_ok_and(|options| options.has_proxy)
+            && line
+                .as_ref()
+                .is_some_and(|line| line.given("bes_backend").is_some());
         let listener = match reach {
+            _ if has_proxy => Err(anyhow!(
+                "outhaul cannot forward events through the proxy that Bazel's --host_jvm_args name"
+            )),
             Reach::Apart => Err(anyhow!(
                 "Bazel's server runs in another network namespace, from which it cannot reach outhaul"
             )),
@@ -189,9 +197,14 @@ impl Host {
                 };
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
+                // It downloads by itself in a further attempt, after the first one may have failed for our sake.
+                let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
                 let is_unknown = line.is_none() || reach == Reach::Unknown;
                 let flags = upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others);
                 answer.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+                if is_again && !has_others && !flags.contains(&NO_WAIT) {
+                    answer.flags.push(NO_WAIT.to_owned());
+                }
                 Some((events, upstream, has_others))
             }
             Err(reason) => {
@@ -357,6 +370,7 @@ impl Host {
                 self.services.allows(base).map_err(|error| error.to_string())
             }),
             cache: Ok(()),
+            is_builds_cache: self.reads_builds_cache(line),
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let directories = directories_of(info);
@@ -374,6 +388,13 @@ impl Host {
             Mode::Unable(reason) => answer.messages.push(reason),
         }
         is_reached
+    }
+
+    /// Whether the cache that is read is the build's own.
+    fn reads_builds_cache(&self, line: Option<&CommandLine>) -> bool {
+        let named = line.and_then(CommandLine::remote_cache).map(|(_, url)| url);
+        let is_it = |cache: &String| cache == FROM_BUILD || Some(cache.as_str()) == named;
+        self.cache.remote_cache.first().is_none_or(is_it)
     }
 
     /// Waits for the end of all streams. A command that waits for its own has mostly seen it: but Bazel 4 may return when
@@ -605,15 +626,22 @@ fn authorize(
     }
     upstream.is_authorized_here = true;
     if upstream.google.is_none()
-        && upstream.credential_helper.is_empty()
         && let Ok(endpoint) = Endpoint::parse("--bes_backend", backend)
         && let Some((user, password)) = endpoint.host().and_then(login)
+        && !is_helped(upstream, endpoint)
     {
         let header = Header::basic(&user, &password);
         upstream
             .bes_header
             .push(format!("{}={}", header.name(), header.value()));
     }
+}
+
+/// Whether one of the command's helpers is for a server.
+fn is_helped(upstream: &UpstreamArgs, endpoint: Endpoint) -> bool {
+    let mut connect = ConnectOptions::new(endpoint);
+    connect.credential_helpers.clone_from(&upstream.credential_helper);
+    has_helper(&connect)
 }
 
 /// Whether Bazel writes events into a file.

@@ -23,6 +23,8 @@ pub(super) struct Setting<'a> {
     pub(super) place: Result<(), String>,
     /// Whether the remote cache answers us; or why not.
     pub(super) cache: Result<(), String>,
+    /// Whether that is the build's own.
+    pub(super) is_builds_cache: bool,
 }
 
 /// Whether Bazel or Outhaul downloads.
@@ -67,6 +69,10 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         ),
         ("remote_proxy", "the remote cache is behind a proxy"),
         (
+            "experimental_action_listener",
+            "no event names the outputs of extra actions",
+        ),
+        (
             "remote_download_symlink_template",
             "outputs are symlinks into another file system",
         ),
@@ -74,6 +80,9 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         if options.given(name).is_some() {
             return Mode::Own(reason);
         }
+    }
+    if !setting.repeats && !setting.is_builds_cache {
+        return Mode::Own("outhaul reads another cache, which may lack what the build's own has");
     }
     // Without both, Outhaul does not learn all runfiles, or not their digests.
     for (name, reason) in [
@@ -137,6 +146,7 @@ mod tests {
             options: Ok(&line),
             place: Ok(()),
             cache: Ok(()),
+            is_builds_cache: true,
         };
         change(&mut setting);
         decide(&setting)
@@ -154,6 +164,7 @@ mod tests {
             (vec!["--disk_cache=/d"], true),
             (vec!["--disk_cache="], false),
             (vec!["--remote_cache=http://h", "--remote_proxy=unix:/s"], false),
+            (vec![CACHE, "--experimental_action_listener=//:x"], false),
             (vec![CACHE, "--remote_download_toplevel"], true),
             (vec![CACHE, "--remote_download_outputs=toplevel"], true),
             (vec![CACHE, "--remote_download_outputs=all"], false),

@@ -93,6 +93,9 @@ pub(super) struct Options {
     list: Vec<String>,
     /// Where the output tree is.
     pub(super) output_base: Option<PathBuf>,
+    /// Whether Bazel's connections go through a proxy of Java's.
+    #[serde(default)]
+    pub(super) has_proxy: bool,
 }
 
 impl Options {
@@ -291,6 +294,11 @@ fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
             let of_cache = |option: &&String| option.starts_with("--digest_function=");
             options.list = startup.iter().filter(of_cache).cloned().collect();
             options.list.extend(list("cmdLine"));
+            let proxies = ["-Dhttps.proxyHost=", "-Djava.net.useSystemProxies=true"];
+            options.has_proxy = startup.iter().any(|option| {
+                let arg = option.strip_prefix("--host_jvm_args=").unwrap_or_default();
+                proxies.iter().any(|proxy| arg.starts_with(proxy))
+            });
             options.output_base = startup
                 .iter()
                 .rev()
