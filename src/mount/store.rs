@@ -135,8 +135,10 @@ type Ending = watch::Receiver<Option<Result<(), ReadError>>>;
 /// What is being fetched.
 struct Coming {
     ending: Ending,
-    /// The most urgent reason for it.
+    /// Why it was begun.
     class: Class,
+    /// The most urgent reason for it since.
+    urgency: Class,
 }
 
 /// A download that somebody waits for.
@@ -383,8 +385,8 @@ impl Store {
                 ending: coming.ending.clone(),
                 class: coming.class,
             };
-            if class > coming.class {
-                coming.class = class;
+            if class > coming.urgency {
+                coming.urgency = class;
                 state.shelf.hold(digest);
                 let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
                 // The materializer takes what is wanted twice for as urgent as the more urgent of the two.
@@ -399,6 +401,7 @@ impl Store {
         let coming = Coming {
             ending: ending.clone(),
             class,
+            urgency: class,
         };
         state.coming.insert(digest.clone(), coming);
         state.shelf.hold(digest);

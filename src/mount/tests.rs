@@ -347,10 +347,12 @@ async fn a_reader_tries_for_itself_what_failed_when_nobody_waited_for_it() {
     rig.cache
         .faults()
         .blob(&digest, BlobFault::Corrupt, Times::First(2));
-    let (ahead, reader) = futures::join!(
+    let (ahead, one, another) = futures::join!(
         store.bring(&blob, Class::Optional),
+        store.bring(&blob, Class::Required),
         store.bring(&blob, Class::Required)
     );
     assert!(ahead.is_err());
-    reader.unwrap();
+    one.unwrap();
+    another.unwrap();
 }
