@@ -91,7 +91,7 @@ pub(super) fn of_journal(entry: &Entry) -> Result<Vec<Carried>, Failure> {
 }
 
 /// Says which runfiles are missing, and so from the file, too. Whether none is.
-pub(super) fn tell_missing<'a>(carried: impl Iterator<Item = &'a Carried>) -> Result<bool, Failure> {
+pub(super) fn print_missing<'a>(carried: impl Iterator<Item = &'a Carried>) -> Result<bool, Failure> {
     let missing: BTreeMap<&str, &str> = carried
         .filter_map(|one| match &one.what {
             Some(What::Absent(reason)) => Some((one.exec_path.as_str(), reason.as_str())),

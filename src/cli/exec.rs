@@ -6,6 +6,7 @@ use std::{
     io::{self, Read as _},
     os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use clap::Args;
@@ -348,6 +349,17 @@ fn run(args: &ExecArgs, ready: &Ready) -> Failure {
             format!("{program}: it is neither an ELF file nor a script that begins with #!; it was not run");
         return Failure::new(exit::NOT_RUN, message);
     }
+    let error = command(args, ready).exec();
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => exit::NO_COMMAND,
+        _ => exit::NOT_RUN,
+    };
+    Failure::new(code, format!("{program}: {error}"))
+}
+
+/// How the program is run.
+fn command(args: &ExecArgs, ready: &Ready) -> Command {
+    let program = &ready.program;
     let mut command = open_files::command(program.as_ref()).into_std();
     command.args(&args.args);
     // As `bazel run` does it.
@@ -375,17 +387,43 @@ fn run(args: &ExecArgs, ready: &Ready) -> Failure {
         // Bazel has made no links, and would make them now.
         command.env("RUNFILES_MANIFEST_FILE", &manifest);
     }
-    let error = command.exec();
-    let code = match error.kind() {
-        io::ErrorKind::NotFound => exit::NO_COMMAND,
-        _ => exit::NOT_RUN,
-    };
-    Failure::new(code, format!("{program}: {error}"))
+    command
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ExecArgs,
+    }
+
+    #[test]
+    fn a_program_starts_in_its_runfiles_and_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("app.runfiles/_main");
+        std::fs::create_dir_all(&tree).unwrap();
+        let ready = Ready {
+            program: dir.path().join("app").display().to_string(),
+            runfiles: "_main".to_owned(),
+            workspace: "/w".to_owned(),
+        };
+        let Line { args } = Line::parse_from(["exec", "//:app"]);
+        let command = command(&args, &ready);
+        assert_eq!(command.get_current_dir(), Some(&*tree));
+        for (name, value) in [
+            ("PWD", Some(tree.as_os_str())),
+            ("BUILD_WORKSPACE_DIRECTORY", Some("/w".as_ref())),
+            ("RUNFILES_DIR", None),
+        ] {
+            let set = command.get_envs().find(|(set, _)| *set == name);
+            assert_eq!(set.and_then(|(_, value)| value), value, "{name}");
+        }
+    }
 
     #[test]
     fn data_is_no_program() {

@@ -97,7 +97,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
                 if came.is_empty() {
                     runfiles = carried::of_build(&mut client, &row.invocation_id, limit).await?;
                 }
-                is_whole = carried::tell_missing(came.iter().chain(&runfiles))?;
+                is_whole = carried::print_missing(came.iter().chain(&runfiles))?;
             }
             Ok::<_, Failure>((row, entry, runfiles, is_whole))
         };

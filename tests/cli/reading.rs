@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use outhaul::demo::{GeneratedBuild, Setting};
+use outhaul::demo::{GeneratedBuild, Setting, play};
 use outhaul_testkit::{
     Ran, Running,
     cache::{RequestFault, Rpc, Times},
-    clean, finish, until,
+    clean, finish, in_time, until,
 };
 use serde_json::Value;
 
@@ -540,4 +540,30 @@ async fn an_older_build_never_answers_with_the_newest_ones_content() {
     let ran = asked(&world, &["get", "//lib:lib"]).await;
     let ran = ran.says(1, &["deleted", "bazel clean", "stage"]);
     assert_eq!(ran.err.lines().count(), 1, "{ran}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_an_action_cache_has_no_digests_is_said_where_an_intermediate_output_is_missing() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    let (id, build_id) = (world.build.invocation_id(), world.build.build_id());
+    // What Bazel 4 says is otherwise the same.
+    let events = world.build.events().map(|mut bytes| {
+        let version = b"7.7.1";
+        if let Some(at) = bytes.windows(version.len()).position(|part| part == version) {
+            bytes[at..at + version.len()].copy_from_slice(b"4.2.3");
+        }
+        bytes
+    });
+    in_time(play(server.address(), &id, &build_id, events))
+        .await
+        .unwrap();
+    for args in [
+        ["get", "--all-of=//none/..."],
+        ["get", "bazel-out/none/bin/none.txt"],
+    ] {
+        asked(&world, &args)
+            .await
+            .says(3, &["the action cache of Bazel 4.2.3 has no digests"]);
+    }
 }

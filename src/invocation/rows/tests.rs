@@ -459,3 +459,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn intermediate_outputs_are_known_from_bazel_7_on() {
+    for (version, by_events_alone) in [
+        ("4.2.3", true),
+        ("6.5.0", true),
+        ("7.0.0", false),
+        ("10.1.0-pre", false),
+        ("development", false),
+        ("", false),
+    ] {
+        assert_eq!(is_known_by_events_alone(version), by_events_alone, "{version}");
+    }
+}
