@@ -7,7 +7,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 #[cfg(feature = "mount")]
 use super::mount;
 use super::{
-    demo, du, evict, exec,
+    demo, doctor, du, evict, exec,
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
@@ -79,6 +79,8 @@ enum Command {
     Evict(evict::EvictArgs),
     /// Delete the records and journals of old builds
     Gc(gc::GcArgs),
+    /// Look for what would go wrong when a workspace is built with Outhaul
+    Doctor(Box<doctor::DoctorArgs>),
     /// Print the completions for a shell
     Completions(manual::CompletionsArgs),
     /// Write the manual pages to a directory
@@ -137,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Du(args) => du::main(&args),
         Command::Evict(args) => evict::main(&args),
         Command::Gc(args) => gc::main(&args),
+        Command::Doctor(args) => doctor::main(*args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::pages(&args, Cli::command()),
         Command::Demo(args) => demo::main(args),
@@ -170,6 +173,10 @@ pub(super) fn configured(command: &clap::Command, args: Vec<OsString>) -> Result
     let known = |name: &str, wanted: &str| {
         // Which groups a daemon downloads says nothing of which ones are staged.
         if matches!(name, "stage" | "is-staged") && wanted == "output-group" {
+            return None;
+        }
+        // What fails a build is not what fails a look at it.
+        if name == "doctor" && wanted == "strict" {
             return None;
         }
         let sub = command.find_subcommand(name)?;

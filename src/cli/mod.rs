@@ -4,6 +4,7 @@ mod carried;
 mod client;
 mod commands;
 mod demo;
+mod doctor;
 mod du;
 mod ending;
 mod evict;

@@ -29,15 +29,23 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(test)]
+pub(super) use self::probe::Options;
 use self::{
     child::Signals,
     host::Host,
-    line::Line,
     reports::{SharedReports, collect, tell},
-    shims::{Shims, is_ours, path_without},
     wrapped::{Wrapped, see_through},
 };
-pub(super) use self::{shims::called_as_another, state::own as own_states};
+pub(super) use self::{
+    host::{can_forward, directories_of},
+    line::Line,
+    mode::{Mode, Setting, decide, names_a_cache},
+    probe::{CommandInfo, Probe},
+    program::{find, is_bazel},
+    shims::{Shims, called_as_another, is_ours, path_without},
+    state::own as own_states,
+};
 use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
     bes::Upstream,
@@ -292,7 +300,7 @@ async fn launch(
 }
 
 /// Headers for the cache that the command itself names: some Bazels leave their values out of what they tell.
-fn own_headers(command: &[OsString]) -> Vec<String> {
+pub(super) fn own_headers(command: &[OsString]) -> Vec<String> {
     let Some(line) = Line::building(command) else {
         return Vec::new();
     };

@@ -18,8 +18,8 @@ use crate::{
     access::{ListenerRules, Rules},
     bes::{BesAddress, BesListener},
     config::{
-        AccessArgs, CacheArgs, ConfigError, ControlListenArgs, ControlPort, HoldArgs, LeaseArgs, LimitArgs,
-        NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
+        AccessArgs, BES_LISTEN, CacheArgs, ConfigError, ControlListenArgs, ControlPort, HoldArgs, LeaseArgs,
+        LimitArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
         AdminListener, ControlListener, Daemon, DaemonOptions, Inherited, Retention, Services, notify_ready,
@@ -36,8 +36,6 @@ use crate::{
     units::{parse_duration, parse_size},
 };
 
-/// Where build tools connect unless told otherwise.
-const BES_LISTEN: &str = "127.0.0.1:8985";
 /// Where the admin port is unless told otherwise.
 const ADMIN_LISTEN: &str = "127.0.0.1:8986";
 

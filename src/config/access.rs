@@ -10,6 +10,9 @@ use clap::Args;
 use super::ConfigError;
 use crate::access::{Rules, ServerTls, TlsFile, Token};
 
+/// Where build tools connect unless told otherwise.
+pub(crate) const BES_LISTEN: &str = "127.0.0.1:8985";
+
 /// Flags of all listening sockets.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Who may connect")]

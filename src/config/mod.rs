@@ -22,7 +22,7 @@ use std::{fmt::Display, str::FromStr, time::Duration};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::file::file_arguments;
 pub(crate) use self::{
-    access::AccessArgs,
+    access::{AccessArgs, BES_LISTEN},
     cache::{CacheArgs, FROM_BUILD, TlsArgs},
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
     file::{naming_the_file, with_config_file},

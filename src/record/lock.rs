@@ -115,6 +115,19 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// moment need not be recorded elsewhere.
 const PATIENCE_WITH_QUESTIONS: Duration = Duration::from_secs(3);
 
+/// Who holds a state directory, if anyone does. The lock is free again when this returns.
+///
+/// # Errors
+/// When there is no lock file, or it cannot be read.
+pub(super) fn holder(state_dir: &Path) -> io::Result<Option<Holder>> {
+    let mut file = File::open(state_dir.join(FILE_NAME))?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(None),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(read_holder(&mut file))),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The held lock. Freed when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub(super) struct InstanceLock {

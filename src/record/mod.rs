@@ -13,12 +13,14 @@
 //! * `look_up`, `scan`: outputs out of queue and store.
 //! * `store`, `shield`, `opening`: sled, its panics, and setting a damaged store aside.
 //! * `lock`: one process per state directory.
+//! * `examine`: whether a record opens, found out without touching it.
 //!
 //! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, `record.compact/`
 //! while one is rewritten, and the last few `record.quarantined-<seconds>`.
 
 mod block;
 mod error;
+mod examine;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod handle;
@@ -45,6 +47,7 @@ mod writer;
 
 pub(crate) use block::Row as SeenOutput;
 pub(crate) use error::RecordError;
+pub(crate) use examine::{Examined, examine};
 pub use handle::Record;
 pub(crate) use lock::Holder;
 pub(crate) use opening::Opening;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{removal::remove_all, units::now_ms};
 
-const DIR_NAME: &str = "record";
+pub(super) const DIR_NAME: &str = "record";
 const COMPACT_NAME: &str = "record.compact";
 const MARKER_NAME: &str = "record.opening";
 const QUARANTINE_PREFIX: &str = "record.quarantined-";

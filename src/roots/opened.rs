@@ -108,6 +108,30 @@ pub struct Roots {
     next: AtomicU32,
 }
 
+impl RootRules {
+    /// Whether outputs may be brought to a running Bazel's output base, given as the build sees it. Blocks on the file
+    /// system.
+    ///
+    /// # Errors
+    /// When a rule forbids it, or the directory cannot be seen from here.
+    pub(crate) fn allows(&self, output_base: &Path) -> Result<(), RootError> {
+        let path = self.translate(&output_base.join(EXEC_ROOT).to_string_lossy());
+        is_allowed_root(&path, allowance(self, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))?;
+        // The exec root itself may have to be made yet, but the server has files in the base. A rule for the exec root
+        // alone says nothing of where that is.
+        let base = path
+            .ends_with(EXEC_ROOT)
+            .then(|| path.ancestors().nth(2))
+            .flatten();
+        let is_empty =
+            |base: &Path| std::fs::read_dir(base).map_or(true, |mut entries| entries.next().is_none());
+        match base.filter(|base| is_empty(base)) {
+            Some(base) => Err(RootError::Unseen(base.to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Roots {
     /// None yet.
     pub fn new(rules: RootRules, record: Record) -> Self {
@@ -226,21 +250,7 @@ impl Roots {
     /// # Errors
     /// When a rule forbids it, or the directory cannot be seen from here.
     pub(crate) fn allows(&self, output_base: &Path) -> Result<(), RootError> {
-        let rules = self.rules();
-        let path = rules.translate(&output_base.join(EXEC_ROOT).to_string_lossy());
-        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))?;
-        // The exec root itself may have to be made yet, but the server has files in the base. A rule for the exec root
-        // alone says nothing of where that is.
-        let base = path
-            .ends_with(EXEC_ROOT)
-            .then(|| path.ancestors().nth(2))
-            .flatten();
-        let is_empty =
-            |base: &Path| std::fs::read_dir(base).map_or(true, |mut entries| entries.next().is_none());
-        match base.filter(|base| is_empty(base)) {
-            Some(base) => Err(RootError::Unseen(base.to_owned())),
-            None => Ok(()),
-        }
+        self.rules().allows(output_base)
     }
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on

@@ -156,6 +156,12 @@ impl SourceCache {
         self.all.probe().await
     }
 
+    /// The stores, in the order in which they are asked, with what they were opened with.
+    pub(crate) fn stores(&self) -> impl Iterator<Item = (&RemoteOptions, &dyn ActionStore)> {
+        let members = self.members.iter();
+        members.filter_map(|member| Some((member.options.as_deref()?, &*member.store)))
+    }
+
     /// Options of the build's own that could not be used.
     pub(crate) fn left_out(&self) -> impl Iterator<Item = &str> {
         let options = self.members.iter().filter_map(|member| member.options.as_deref());

@@ -17,6 +17,7 @@ mod control;
 mod credentials;
 mod crowding;
 mod depth;
+mod doctor;
 mod ending;
 mod evicting;
 mod fetching;

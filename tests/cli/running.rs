@@ -42,14 +42,14 @@ exit ${codes[$(wc -l < "$here/calls") - 1]:-${CODE:-0}}
 "#;
 
 /// A directory with programs, and the variables that the fake Bazel goes by.
-struct Place {
+pub struct Place {
     dir: tempfile::TempDir,
     variables: Vec<(&'static str, String)>,
     args: Vec<String>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("bin")).unwrap();
         let place = Self {
@@ -61,21 +61,21 @@ impl Place {
         place
     }
 
-    fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.variables.push((name, value.to_owned()));
         self
     }
 
-    fn arg(mut self, arg: &str) -> Self {
+    pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
-    fn bin(&self) -> PathBuf {
+    pub fn bin(&self) -> PathBuf {
         self.dir.path().join("bin")
     }
 
-    fn program(&self, name: &str, text: &str) -> String {
+    pub fn program(&self, name: &str, text: &str) -> String {
         let path = self.bin().join(name);
         program(&path, text);
         path.display().to_string()
@@ -85,10 +85,19 @@ impl Place {
         format!("{}:/usr/bin:/bin", self.bin().display())
     }
 
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     fn command(&self, words: &[&str]) -> Command {
+        self.calling("run", words)
+    }
+
+    /// A command of ours that is about a command.
+    pub fn calling(&self, name: &str, words: &[&str]) -> Command {
         let mut command = outhaul();
         command
-            .arg("run")
+            .arg(name)
             .args(&self.args)
             .arg("--")
             .args(words)
@@ -104,7 +113,7 @@ impl Place {
         finish(self.command(words)).await
     }
 
-    fn lines(&self, name: &str) -> Vec<String> {
+    pub fn lines(&self, name: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.bin().join(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }

@@ -422,6 +422,25 @@ fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
     let dir = Scratch::new("files");
     let file = |name: &str| dir.join(name).display().to_string();
     wrapped(&outhaul, &bazel, &[], "build", &["//gen:all", &grpc]).ok();
+    // The server that runs now is asked by `doctor` as well.
+    let doctor = || {
+        let line = bazel.command_line("build");
+        let line = line.iter().map(String::as_str);
+        let all: Vec<&str> = std::iter::once("--")
+            .chain(line)
+            .chain(["//gen:all", &grpc])
+            .collect();
+        let found = outhaul.json(bazel.workspace(), "doctor", &all);
+        let level = |code: &str| {
+            found
+                .iter()
+                .find(|finding| finding["code"] == code)
+                .map(|f| f["level"].clone())
+        };
+        (level("bazel-options"), level("output-base"), level("cache"))
+    };
+    let ok = Some("ok".into());
+    assert_eq!(doctor(), (ok.clone(), ok.clone(), ok.clone()));
     let names = ["profile", "log", "explain", "events"];
     let flags = [
         format!("--profile={}", file("profile")),

@@ -248,10 +248,7 @@ impl Host {
         let mut host = LOOPBACK;
         if let Some(line) = line {
             let named = |name: &str| line.given(name);
-            let has_google = google_of(line, Path::new("")).is_some();
-            if has_google && info.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
-                bail!("with Google's credentials, this Bazel sends events only over encrypted connections");
-            }
+            let has_google = has_google(info, line)?;
             upstream = self.upstream(info, named("bes_backend"), Some(line))?;
             if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
                 && theirs != ours
@@ -306,45 +303,12 @@ impl Host {
         let Some(backend) = backend.filter(|backend| !backend.is_empty()) else {
             return Ok(self.own.clone());
         };
-        let named = |name: &str| line?.given(name);
-        let (mut upstream, mut cache) = (self.upstream.clone(), self.cache.clone());
+        let mut upstream = self.upstream.clone();
         if self.own.is_some() && upstream.bes_backend.as_deref() != Some(backend) {
             // They are for the service that was named to us.
             upstream.bes_header.clear();
         }
-        upstream.bes_backend = Some(match named("bes_proxy") {
-            None => backend.to_owned(),
-            Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
-            Some(proxy) => {
-                bail!("outhaul cannot forward events through --bes_proxy={proxy}");
-            }
-        });
-        if let Some(line) = line {
-            // Bazel's server runs in the workspace, where relative files are looked for.
-            let workspace = directories_of(info).workspace;
-            let path = |name| Some(workspace.join(line.given(name)?));
-            let tls = &mut cache.tls;
-            for (file, name) in [
-                (&mut tls.tls_certificate, "tls_certificate"),
-                (&mut tls.tls_client_certificate, "tls_client_certificate"),
-                (&mut tls.tls_client_key, "tls_client_key"),
-            ] {
-                *file = file.take().or_else(|| path(name));
-            }
-            upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
-                .into_iter()
-                .flat_map(|name| line.all(name))
-                .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
-                .collect();
-            upstream.google = google_of(line, &workspace);
-            let has_netrc = info.version.is_none_or(|version| version >= NETRC);
-            let login = |host: &str| netrc::of_user(host).filter(|_| has_netrc);
-            authorize(&mut upstream, line, backend, login);
-            upstream.workspace = Some(workspace);
-        }
-        upstream
-            .upstream(&mut cache, self.hold)
-            .map_err(|e| anyhow!("outhaul cannot forward events to the build's own event service: {e}"))
+        upstream_at(backend, info, line, (upstream, self.cache.clone()), self.hold)
     }
 
     /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.
@@ -542,8 +506,93 @@ impl Host {
     }
 }
 
+/// Whether a command has Google's credentials.
+///
+/// # Errors
+/// When it sends no events to an address that is not encrypted then.
+fn has_google(info: &CommandInfo, line: &CommandLine) -> anyhow::Result<bool> {
+    let has_google = google_of(line, Path::new("")).is_some();
+    if has_google && info.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
+        bail!("with Google's credentials, this Bazel sends events only over encrypted connections");
+    }
+    Ok(has_google)
+}
+
+/// The event service at an address that a command names, with the command's own words on how it is reached.
+fn upstream_at(
+    backend: &str,
+    info: &CommandInfo,
+    line: Option<&CommandLine>,
+    (mut upstream, mut cache): (UpstreamArgs, CacheArgs),
+    hold: HoldPolicy,
+) -> anyhow::Result<Option<Upstream>> {
+    let named = |name: &str| line?.given(name);
+    upstream.bes_backend = Some(match named("bes_proxy") {
+        None => backend.to_owned(),
+        Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
+        Some(proxy) => {
+            bail!(
+                "outhaul cannot forward events through --bes_proxy={}",
+                without_user_info(proxy)
+            );
+        }
+    });
+    if let Some(line) = line {
+        // Bazel's server runs in the workspace, where relative files are looked for.
+        let workspace = directories_of(info).workspace;
+        let path = |name| Some(workspace.join(line.given(name)?));
+        let tls = &mut cache.tls;
+        for (file, name) in [
+            (&mut tls.tls_certificate, "tls_certificate"),
+            (&mut tls.tls_client_certificate, "tls_client_certificate"),
+            (&mut tls.tls_client_key, "tls_client_key"),
+        ] {
+            *file = file.take().or_else(|| path(name));
+        }
+        upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
+            .into_iter()
+            .flat_map(|name| line.all(name))
+            .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
+            .collect();
+        upstream.google = google_of(line, &workspace);
+        let has_netrc = info.version.is_none_or(|version| version >= NETRC);
+        let login = |host: &str| netrc::of_user(host).filter(|_| has_netrc);
+        authorize(&mut upstream, line, backend, login);
+        upstream.workspace = Some(workspace);
+    }
+    upstream
+        .upstream(&mut cache, hold)
+        .map_err(|e| anyhow!("outhaul cannot forward events to the build's own event service: {e}"))
+}
+
+/// Whether events of a command can go by us to the event service that it names, if it names one.
+///
+/// # Errors
+/// When they cannot, with the reason.
+pub(in crate::cli) fn can_forward(
+    info: &CommandInfo,
+    line: &CommandLine,
+    (mut upstream, cache): (UpstreamArgs, CacheArgs),
+) -> anyhow::Result<()> {
+    has_google(info, line)?;
+    let Some(backend) = line.given("bes_backend") else {
+        return Ok(());
+    };
+    if upstream.bes_backend.as_deref() != Some(backend) {
+        upstream.bes_header.clear();
+    }
+    upstream_at(
+        backend,
+        info,
+        Some(line),
+        (upstream, cache),
+        HoldPolicy::default(),
+    )
+    .map(drop)
+}
+
 /// Where a command's relative files are.
-fn directories_of(info: &CommandInfo) -> BuildDirectories {
+pub(in crate::cli) fn directories_of(info: &CommandInfo) -> BuildDirectories {
     let working_directory = info.directory.clone();
     BuildDirectories {
         workspace: workspace_around(&working_directory).unwrap_or_else(|| working_directory.clone()),

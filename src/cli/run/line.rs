@@ -54,7 +54,7 @@ const SWITCHES: &[&str] = &[
 
 /// A command line of a command that builds. The first argument is the program.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Line<'a> {
+pub(in crate::cli) struct Line<'a> {
     command: &'a [OsString],
     /// Where the command word is.
     word: usize,
@@ -64,7 +64,7 @@ pub(super) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// Reads a command line; none if it is not one of a command that builds.
-    pub(super) fn building(command: &'a [OsString]) -> Option<Self> {
+    pub(in crate::cli) fn building(command: &'a [OsString]) -> Option<Self> {
         let word = word(command)?;
         let is_building = text(command, word).is_some_and(commands::builds);
         let end = command
@@ -75,20 +75,25 @@ impl<'a> Line<'a> {
         is_building.then_some(Self { command, word, end })
     }
 
+    /// What stands before the command word: startup options.
+    pub(in crate::cli) fn startup(&self) -> &'a [OsString] {
+        self.command.get(1..self.word).unwrap_or_default()
+    }
+
     /// The command word.
-    pub(super) fn word(&self) -> &'a str {
+    pub(in crate::cli) fn word(&self) -> &'a str {
         text(self.command, self.word).unwrap_or_default()
     }
 
     /// The arguments, without the program, with further options at the end of theirs.
-    pub(super) fn with(&self, flags: &[String]) -> Vec<OsString> {
+    pub(in crate::cli) fn with(&self, flags: &[String]) -> Vec<OsString> {
         let mut args = self.up_to_end(flags);
         args.extend_from_slice(self.command.get(self.end..).unwrap_or_default());
         args
     }
 
     /// The same without a `--` and what follows it.
-    pub(super) fn up_to_end(&self, flags: &[String]) -> Vec<OsString> {
+    pub(in crate::cli) fn up_to_end(&self, flags: &[String]) -> Vec<OsString> {
         let args = self.command.get(1..self.end).unwrap_or_default();
         args.iter()
             .cloned()
@@ -97,7 +102,7 @@ impl<'a> Line<'a> {
     }
 
     /// Values of an option that the command itself gives, as one argument or as two.
-    pub(super) fn own_values(&self, name: &str) -> Vec<String> {
+    pub(in crate::cli) fn own_values(&self, name: &str) -> Vec<String> {
         let mut values = Vec::new();
         let mut args = self
             .command

@@ -8,28 +8,28 @@ const OLDEST: u32 = 7;
 
 /// What counts for the decision, and is not among the options.
 #[derive(Debug)]
-pub(super) struct Setting<'a> {
+pub(in crate::cli) struct Setting<'a> {
     /// Whether the user wants the mode left as it is.
-    pub(super) keep: bool,
+    pub(in crate::cli) keep: bool,
     /// The command word.
-    pub(super) word: &'a str,
+    pub(in crate::cli) word: &'a str,
     /// Whether it can run again, should the cache lack what its results name.
-    pub(super) repeats: bool,
+    pub(in crate::cli) repeats: bool,
     /// Bazel's major version.
-    pub(super) version: Option<u32>,
+    pub(in crate::cli) version: Option<u32>,
     /// The options; or why they are not known.
-    pub(super) options: Result<&'a CommandLine, &'a str>,
+    pub(in crate::cli) options: Result<&'a CommandLine, &'a str>,
     /// Whether the output tree may be written into; or why not.
-    pub(super) place: Result<(), String>,
+    pub(in crate::cli) place: Result<(), String>,
     /// Whether the remote cache answers us; or why not.
-    pub(super) cache: Result<(), String>,
+    pub(in crate::cli) cache: Result<(), String>,
     /// Whether that is the build's own.
-    pub(super) is_builds_cache: bool,
+    pub(in crate::cli) is_builds_cache: bool,
 }
 
 /// Whether Bazel or Outhaul downloads.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::cli) enum Mode {
     /// We: Bazel is told to download nothing.
     Minimal,
     /// Bazel, as its user has it; the reason is nothing to complain of.
@@ -39,7 +39,7 @@ pub(super) enum Mode {
 }
 
 /// Decides who downloads.
-pub(super) fn decide(setting: &Setting<'_>) -> Mode {
+pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
     if setting.keep {
         return Mode::Own("--keep-download-mode");
     }
@@ -119,7 +119,7 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
 }
 
 /// Whether a cache is named that can be asked, and is reached as it is named.
-pub(super) fn names_a_cache(options: &CommandLine) -> bool {
+pub(in crate::cli) fn names_a_cache(options: &CommandLine) -> bool {
     let is_named = options.remote_cache().is_some() || options.given("disk_cache").is_some();
     options.given("remote_proxy").is_none() && is_named
 }

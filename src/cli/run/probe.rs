@@ -73,34 +73,34 @@ const OLDER: &[&str] = &[
 
 /// What is known of a Bazel command before it runs.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct CommandInfo {
+pub(in crate::cli) struct CommandInfo {
     /// The command word.
-    pub(super) word: String,
+    pub(in crate::cli) word: String,
     /// Where it is called.
-    pub(super) directory: PathBuf,
+    pub(in crate::cli) directory: PathBuf,
     /// Bazel's major version, if it tells one.
-    pub(super) version: Option<u32>,
+    pub(in crate::cli) version: Option<u32>,
     /// The event service that its own arguments name.
-    pub(super) backend: Option<String>,
+    pub(in crate::cli) backend: Option<String>,
     /// Its options, or why they are not known.
-    pub(super) options: Result<Options, String>,
+    pub(in crate::cli) options: Result<Options, String>,
 }
 
 /// The options of a command, the rc files' included, in their order.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Options {
+pub(in crate::cli) struct Options {
     /// As Bazel writes them.
     list: Vec<String>,
     /// Where the output tree is.
-    pub(super) output_base: Option<PathBuf>,
+    pub(in crate::cli) output_base: Option<PathBuf>,
     /// Whether Bazel's connections go through a proxy of Java's.
     #[serde(default)]
-    pub(super) has_proxy: bool,
+    pub(in crate::cli) has_proxy: bool,
 }
 
 impl Options {
     /// As names and values, such as events have them. `--noname` is a name, too.
-    pub(super) fn line(&self) -> CommandLine {
+    pub(in crate::cli) fn line(&self) -> CommandLine {
         let options = self.list.iter().map(|option| {
             let option = option.strip_prefix("--").unwrap_or(option);
             let (name, value) = option.split_once(['=', ' ']).unwrap_or((option, ""));
@@ -114,7 +114,7 @@ impl Options {
 
     /// For tests of what is made of them.
     #[cfg(test)]
-    pub(super) fn of(list: &[&str]) -> Self {
+    pub(in crate::cli) fn of(list: &[&str]) -> Self {
         Self {
             list: list.iter().map(|option| (*option).to_owned()).collect(),
             ..Self::default()
@@ -123,23 +123,27 @@ impl Options {
 }
 
 /// A Bazel that can be asked.
-pub(super) struct Probe<'a> {
+pub(in crate::cli) struct Probe<'a> {
     /// The program.
-    pub(super) program: &'a Path,
+    pub(in crate::cli) program: &'a Path,
     /// The `PATH` that it is to have.
-    pub(super) path: &'a OsString,
+    pub(in crate::cli) path: &'a OsString,
+    /// Where the command is called, if not here.
+    pub(in crate::cli) directory: Option<&'a Path>,
     /// A directory for what it writes.
-    pub(super) scratch: &'a Path,
+    pub(in crate::cli) scratch: &'a Path,
 }
 
 impl Probe<'_> {
     /// Asks for the options of a command.
-    pub(super) async fn ask(&self, line: &Line<'_>) -> CommandInfo {
+    pub(in crate::cli) async fn ask(&self, line: &Line<'_>) -> CommandInfo {
         let version = self.version().await;
         let options = self.options(line, version).await.map_err(|e| e.to_string());
         CommandInfo {
             word: line.word().to_owned(),
-            directory: std::env::current_dir().unwrap_or_default(),
+            directory: self
+                .directory
+                .map_or_else(|| std::env::current_dir().unwrap_or_default(), Path::to_owned),
             version,
             backend: line.own_values("bes_backend").pop(),
             options,
@@ -152,13 +156,16 @@ impl Probe<'_> {
             .env("PATH", self.path)
             .env_remove(super::shims::VARIABLE)
             .stdin(Stdio::null());
+        if let Some(directory) = self.directory {
+            command.current_dir(directory);
+        }
         let mut command = Command::from(command);
         command.kill_on_drop(true);
         command
     }
 
     /// The client alone knows it.
-    async fn version(&self) -> Option<u32> {
+    pub(in crate::cli) async fn version(&self) -> Option<u32> {
         let mut command = self.command();
         command.arg("--version").stderr(Stdio::null());
         let said = tokio::time::timeout(PATIENCE, command.output())
@@ -376,6 +383,7 @@ exit 2
         let probe = Probe {
             program: &program,
             path: &path,
+            directory: None,
             scratch: dir,
         };
         probe.ask(&Line::building(&command).unwrap()).await

@@ -29,7 +29,11 @@ const LISTING: u64 = 8 << 20;
 
 /// The file that a program's name means, looked for on a `PATH` if it is a bare name. Files for which `is_ours` are
 /// passed over.
-pub(super) fn find(program: &OsStr, path: &OsStr, is_ours: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+pub(in crate::cli) fn find(
+    program: &OsStr,
+    path: &OsStr,
+    is_ours: impl Fn(&Path) -> bool,
+) -> Option<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return Some(PathBuf::from(program));
     }
@@ -45,7 +49,7 @@ fn is_executable(file: &Path) -> bool {
 
 /// Whether a program is a Bazel, or something that stands for one: by its name, by the name of what it is a link to, or
 /// by what is in it.
-pub(super) fn is_bazel(file: &Path) -> bool {
+pub(in crate::cli) fn is_bazel(file: &Path) -> bool {
     let real = file.canonicalize();
     [Some(file), real.as_deref().ok()]
         .into_iter()
@@ -100,7 +104,7 @@ fn holds_a_server(file: &Path) -> bool {
 }
 
 /// The `PATH` that a program is looked for on where none is set, as the C library has it.
-pub(super) fn path() -> OsString {
+pub(in crate::cli) fn path() -> OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into())
 }
 

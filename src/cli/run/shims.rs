@@ -65,7 +65,7 @@ enum ShimRequest {
 }
 
 /// A directory that goes with this `run`.
-pub(super) struct Shims {
+pub(in crate::cli) struct Shims {
     dir: PathBuf,
     lock: Option<File>,
 }
@@ -73,7 +73,7 @@ pub(super) struct Shims {
 impl Shims {
     /// Makes the directory, for this user alone: in the temporary directory or, where that is full or not to be
     /// written, in another one.
-    pub(super) fn new(other: Option<&Path>) -> anyhow::Result<Self> {
+    pub(in crate::cli) fn new(other: Option<&Path>) -> anyhow::Result<Self> {
         let name = format!("outhaul-run-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let mut failed = String::new();
         if let Some(other) = other {
@@ -147,7 +147,7 @@ impl Shims {
     }
 
     /// For what a Bazel writes when it is asked.
-    pub(super) fn scratch(&self) -> &Path {
+    pub(in crate::cli) fn scratch(&self) -> &Path {
         &self.dir
     }
 
@@ -235,7 +235,7 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
 }
 
 /// Whether a file is this program, by whatever name, or a script that calls it in the place of a Bazel.
-pub(super) fn is_ours(file: &Path) -> bool {
+pub(in crate::cli) fn is_ours(file: &Path) -> bool {
     let Ok(file) = file.canonicalize() else {
         return false;
     };
@@ -248,7 +248,7 @@ pub(super) fn is_ours(file: &Path) -> bool {
 }
 
 /// A `PATH` without directories such as [`Shims`] puts first, as it was.
-pub(super) fn path_without() -> OsString {
+pub(in crate::cli) fn path_without() -> OsString {
     let path = program::path();
     let is_shim = |directory: &PathBuf| NAMES.iter().any(|name| is_ours(&directory.join(name)));
     let others = std::env::split_paths(&path).filter(|directory| !is_shim(directory));
@@ -337,6 +337,7 @@ fn asked(
     let probe = Probe {
         program: bazel,
         path,
+        directory: None,
         scratch: &directory,
     };
     let told = runtime.block_on(probe.ask(&line));

@@ -381,6 +381,7 @@ async fn flagged(
     let probe = Probe {
         program: bazel,
         path,
+        directory: None,
         scratch: started.shims.scratch(),
     };
     let answer = started.host.answer(&probe.ask(&line).await, attempt).await;

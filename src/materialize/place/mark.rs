@@ -33,6 +33,11 @@ impl Mark {
     /// Everything may be filled.
     pub const NOTHING: Self = Self::Amount(0);
 
+    /// Why no required file, or no optional one, is written to the file system of an open directory, if none is.
+    pub(crate) fn shortage(self, directory: impl AsFd, is_optional: bool) -> Option<Shortage> {
+        Free::of(directory).shortage(self, is_optional, 1)
+    }
+
     fn of(self, total: u64) -> u64 {
         match self {
             Self::Default => DEFAULT_BYTES.min(total / DEFAULT_PART),

@@ -71,7 +71,6 @@ pub use item::Item;
 pub(crate) use item::Placed;
 pub(crate) use large::LargeFile;
 pub(crate) use left::Left;
-#[cfg(test)]
 pub(crate) use mark::Mark;
 pub use options::PlaceOptions;
 pub use placer::Placer;
