@@ -109,31 +109,33 @@ fn href(attributes: &str) -> Option<&str> {
     }
 }
 
+/// The character that a reference names.
+fn character(name: &str) -> Option<char> {
+    let Some(number) = name.strip_prefix('#') else {
+        return match name {
+            "amp" => Some('&'),
+            "lt" => Some('<'),
+            "gt" => Some('>'),
+            "quot" => Some('"'),
+            "apos" => Some('\''),
+            _ => None,
+        };
+    };
+    let number = match number.strip_prefix(['x', 'X']) {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => number.parse(),
+    };
+    char::from_u32(number.ok()?)
+}
+
 /// A text without the references that servers write for characters of HTML's own.
 fn unescaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('&') {
         plain.push_str(before);
-        let reference = after.split_once(';').and_then(|(name, after)| {
-            let number = name.strip_prefix('#');
-            let c = match (name, number) {
-                ("amp", _) => '&',
-                ("lt", _) => '<',
-                ("gt", _) => '>',
-                ("quot", _) => '"',
-                ("apos", _) => '\'',
-                (_, Some(number)) => {
-                    let number = match number.strip_prefix(['x', 'X']) {
-                        Some(hex) => u32::from_str_radix(hex, 16),
-                        None => number.parse(),
-                    };
-                    char::from_u32(number.ok()?)?
-                }
-                _ => return None,
-            };
-            Some((c, after))
-        });
+        let reference = after.split_once(';');
+        let reference = reference.and_then(|(name, after)| Some((character(name)?, after)));
         let (c, after) = reference.unwrap_or(('&', after));
         plain.push(c);
         rest = after;

@@ -106,16 +106,14 @@ impl Control for ControlServer {
         tokio::spawn(async move {
             loop {
                 let next = tokio::select! {
-                    next = heard.recv() => match next {
-                        Some(Ok(news)) => Ok(pb::WatchInvocationResponse {
-                            event: Some(news.into_event()),
-                        }),
-                        Some(Err(status)) => Err(status),
-                        None => return,
-                    },
-                    () = ending.cancelled() => Err(ended()),
+                    next = heard.recv() => next,
+                    () = ending.cancelled() => Some(Err(ended())),
                     () = answer.closed() => return,
                 };
+                let Some(next) = next else { return };
+                let next = next.map(|news| pb::WatchInvocationResponse {
+                    event: Some(news.into_event()),
+                });
                 let last = next.is_err();
                 // A caller that takes nothing must not keep the daemon from ending.
                 let sent = tokio::select! {
@@ -146,18 +144,13 @@ impl Control for ControlServer {
         };
         tokio::pin!(timeout);
         loop {
-            tokio::select! {
-                next = heard.recv() => match next {
-                    Some(Ok(news)) => {
-                        if let Some(answer) = judge.hear(&news) {
-                            return Ok(Response::new(answer));
-                        }
-                    }
-                    Some(Err(status)) => return Err(status),
-                    None => return Err(ended()),
-                },
+            let next = tokio::select! {
+                next = heard.recv() => next.unwrap_or_else(|| Err(ended())),
                 () = &mut timeout => return Ok(Response::new(judge.timed_out())),
-                () = self.ending.cancelled() => return Err(ended()),
+                () = self.ending.cancelled() => Err(ended()),
+            };
+            if let Some(answer) = judge.hear(&next?) {
+                return Ok(Response::new(answer));
             }
         }
     }

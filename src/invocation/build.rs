@@ -34,6 +34,15 @@ use crate::{
 /// Where Bazel makes the report of all tests' coverage (`CoverageReportActionBuilder`).
 const COMBINED_REPORT: &str = "bazel-out/_coverage/_coverage_report.dat";
 
+/// What the build tool left out of the stream.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Absolute paths of outputs that it could not read.
+    unreadable: Vec<String>,
+    /// Targets of which no output is named, though they have some.
+    hollow: Vec<Arc<TargetId>>,
+}
+
 /// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
 type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
 
@@ -70,10 +79,7 @@ pub struct Build {
     trees: Trees,
     /// Sets that any target refers to.
     referenced: SetBits,
-    /// Absolute paths of outputs that the build tool could not read for the stream.
-    unreadable: Vec<String>,
-    /// Targets of which no output is named, though they have some.
-    hollow: Vec<Arc<TargetId>>,
+    left_out: LeftOut,
     /// By label and configuration.
     results: HashMap<(String, String), Attempts>,
     /// Completed targets that wait for the command and the exec root.
@@ -106,8 +112,7 @@ impl Build {
             visited: BTreeMap::new(),
             trees: Trees::default(),
             referenced: SetBits::default(),
-            unreadable: Vec::new(),
-            hollow: Vec::new(),
+            left_out: LeftOut::default(),
             results: HashMap::new(),
             backlog: Vec::new(),
             parked: HashMap::new(),
@@ -301,7 +306,7 @@ impl Build {
                 effects.push(Effect::Target(Arc::new(target), TargetEnd::Aborted, sequence));
             }
             Event::CombinedReport(file) => self.combined_report(sequence, &file, &mut effects),
-            Event::Unreadable(paths) => self.unreadable.extend(paths),
+            Event::Unreadable(paths) => self.left_out.unreadable.extend(paths),
             Event::Skipped(reason) => effects.push(Effect::Unusable(Class::Required, reason)),
             Event::ConvenienceSymlinks(links) => effects.push(Effect::ConvenienceSymlinks(links)),
             Event::Finished { exit_code, .. } => effects.push(Effect::Finished { exit_code }),
@@ -361,13 +366,15 @@ impl Build {
         }
         self.open.clear();
         self.open_results.clear();
+        let left_out = std::mem::take(&mut self.left_out);
         let root = self
             .facts
             .exec_root
             .as_deref()
             .unwrap_or_default()
             .trim_end_matches('/');
-        let unnamed: Vec<ExecPath> = std::mem::take(&mut self.unreadable)
+        let unnamed: Vec<ExecPath> = left_out
+            .unreadable
             .iter()
             .filter_map(|path| {
                 output_path(&path.strip_prefix(root)?.strip_prefix('/')?.into())
@@ -375,9 +382,8 @@ impl Build {
                     .flatten()
             })
             .collect();
-        let hollow = std::mem::take(&mut self.hollow);
         if unnamed.is_empty() {
-            effects.extend(hollow.into_iter().map(Effect::Hollow));
+            effects.extend(left_out.hollow.into_iter().map(Effect::Hollow));
         } else {
             effects.push(Effect::Unnamed(unnamed));
         }
@@ -448,8 +454,8 @@ impl Build {
         for tree in &trees {
             again.extend(self.trees.add(&tree.path, &self.sets));
         }
+        self.note_hollow(&target, &completed);
         let mut groups = Vec::with_capacity(completed.groups.len());
-        let mut is_hollow = false;
         for group in completed.groups {
             let profile = self.selector.profile(&GroupContext {
                 command: self.facts.command,
@@ -458,12 +464,6 @@ impl Build {
                 group: &group.name,
                 origin: Origin::Group { test_rule },
             });
-            // An empty tree has only its root. A group without outputs has no sets at all.
-            is_hollow |= completed.success
-                && completed.directories.is_empty()
-                && group.files.is_empty()
-                && self.selector.most(profile) == Class::Required
-                && is_hollow_group(&self.sets, &group.sets);
             let name: Arc<str> = group.name.into();
             let files: Arc<[File]> = group.files.into();
             if !files.is_empty() {
@@ -515,9 +515,6 @@ impl Build {
             }
         }
         namer.finish(&target, effects);
-        if is_hollow {
-            self.hollow.push(target.clone());
-        }
         self.roots.insert(target.clone(), refers_to.into());
         let is_tested = test_rule && target.aspect.is_empty() && self.facts.command.tests();
         let end = TargetEnd::Completed {
@@ -525,6 +522,29 @@ impl Build {
             awaits_tests: completed.success && is_tested,
         };
         effects.push(Effect::Target(target, end, sequence));
+    }
+
+    /// Takes note of a target whose required outputs are missing from its sets, all of them. An empty tree has only its root,
+    /// and a group without outputs no sets at all.
+    fn note_hollow(&mut self, target: &Arc<TargetId>, completed: &Completed) {
+        let test_rule = self.facts.tests.contains(&target.label);
+        let is_hollow = completed.success
+            && completed.directories.is_empty()
+            && completed.groups.iter().any(|group| {
+                group.files.is_empty() && is_hollow_group(&self.sets, &group.sets) && {
+                    let profile = self.selector.profile(&GroupContext {
+                        command: self.facts.command,
+                        label: &target.label,
+                        aspect: &target.aspect,
+                        group: &group.name,
+                        origin: Origin::Group { test_rule },
+                    });
+                    self.selector.most(profile) == Class::Required
+                }
+            });
+        if is_hollow {
+            self.left_out.hollow.push(target.clone());
+        }
     }
 
     /// The tests of a target were run, by label and configuration, with this many shards and runs.

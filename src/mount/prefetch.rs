@@ -57,6 +57,13 @@ async fn refreshing(shared: &Shared) {
     }
 }
 
+/// Waits until a build is not the newest one of its workspace any more.
+async fn outdated(shared: &Shared, at: usize, id: &str) {
+    while shared.catalog.latest(at).is_some_and(|latest| latest == id) {
+        sleep(SOON).await;
+    }
+}
+
 /// Begins with each build when it is the newest of its workspace, the newest of all first, a few at a time.
 async fn following(shared: &Arc<Shared>) {
     let mut known: HashMap<String, Option<Instant>> = HashMap::new();
@@ -83,14 +90,9 @@ async fn following(shared: &Arc<Shared>) {
             known.insert(id.clone(), None);
             let shared = shared.clone();
             tasks.spawn(async move {
-                let outdated = async {
-                    while shared.catalog.latest(at).as_ref() == Some(&id) {
-                        sleep(SOON).await;
-                    }
-                };
                 let end = tokio::select! {
                     end = wanted(&shared, &slot, bytes) => end,
-                    () = outdated => Ok(()),
+                    () = outdated(&shared, at, &id) => Ok(()),
                 };
                 (id, end)
             });

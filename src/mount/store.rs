@@ -602,6 +602,20 @@ const fn ns(seconds: i64, nanoseconds: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
+/// The blob that a file is called after, and when it was last used; `None` for anything else.
+fn blob_of(file: &fs::DirEntry, function: DigestFunction) -> Option<(i64, Digest)> {
+    let about = file.metadata().ok().filter(Metadata::is_file)?;
+    let name = file.file_name();
+    let (hash, size) = name.to_str()?.split_once('-')?;
+    let digest = Digest::from_hex(Some(function), hash, size.parse().ok()?).ok()?;
+    if digest.size() != about.len() {
+        // A power cut has torn it.
+        let _ = fs::remove_file(file.path());
+        return None;
+    }
+    Some((mtime_ns(&about), digest))
+}
+
 /// The blobs that an earlier process has left, oldest first.
 fn found(directory: &Path) -> Vec<Digest> {
     let mut found = Vec::new();
@@ -609,18 +623,7 @@ fn found(directory: &Path) -> Vec<Digest> {
     for function in DigestFunction::ALL {
         for part in entries(&directory.join(function.name())) {
             for file in entries(&part.path()) {
-                let digest = file.metadata().ok().filter(Metadata::is_file).and_then(|about| {
-                    let name = file.file_name();
-                    let (hash, size) = name.to_str()?.split_once('-')?;
-                    let digest = Digest::from_hex(Some(function), hash, size.parse().ok()?).ok()?;
-                    if digest.size() != about.len() {
-                        // A power cut has torn it.
-                        let _ = fs::remove_file(file.path());
-                        return None;
-                    }
-                    Some((mtime_ns(&about), digest))
-                });
-                found.extend(digest);
+                found.extend(blob_of(&file, function));
             }
         }
     }

@@ -17,8 +17,8 @@ use super::{
     options::RemoteOptions,
     pool::{Connections, Line, Pool},
     retry::{RetryPolicy, Timer},
+    stall::StallWatch,
     status::{from_rpc, from_status},
-    stream::StallWatch,
 };
 use crate::{
     digest::{Digest, DigestFunction},

@@ -37,6 +37,7 @@ mod options;
 mod pool;
 mod reading;
 mod rope;
+mod stall;
 mod status;
 mod store;
 mod stream;

@@ -246,19 +246,12 @@ impl Work {
 
     pub(super) fn take(&mut self, list: Vec<Completion>) {
         for completion in list {
+            let brought = match &completion.content {
+                OutputContent::Blob(digest) if self.store.served(digest) => Brought::Copied,
+                _ => Brought::Downloaded,
+            };
             let end = match completion.outcome {
-                Outcome::Downloaded { stamp, .. } => {
-                    let copied = matches!(&completion.content,
-                        OutputContent::Blob(digest) if self.store.served(digest));
-                    End::there(
-                        if copied {
-                            Brought::Copied
-                        } else {
-                            Brought::Downloaded
-                        },
-                        stamp,
-                    )
-                }
+                Outcome::Downloaded { stamp, .. } => End::there(brought, stamp),
                 Outcome::Present { stamp, .. } => End::there(Brought::Present, stamp),
                 // Its own directory is nobody else's.
                 Outcome::Served { .. } => End::there(Brought::Present, None),

@@ -28,10 +28,12 @@ esac; done
 if [ -n "$file" ]; then
   echo asked >> "$here/asked"
   [ -n "$SILENT" ] && exit 2
+  case "$list" in *--unknown*) echo "ERROR: --unknown :: Unrecognized option: --unknown" >&2; exit 2 ;; esac
   [ -n "$ELSEWHERE" ] || mkdir -p "$BASE/server"
   echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=$BASE\"],\"cmdLine\":[${list#,}]}}" > "$file"
   exit 2
 fi
+case "$list" in *--unknown*) exit 2 ;; esac
 [ -n "$WAITS" ] && trap '' TERM
 for arg; do printf '<%s>' "$arg"; done >> "$here/calls"
 echo >> "$here/calls"
@@ -394,6 +396,15 @@ async fn bazels_below_a_wrapped_program_are_heard_with_the_environment_that_they
     );
     let strict = Place::new().arg("--strict");
     strict.run(&["sh", "-c", "bazel build //a"]).await.expect(45);
+    // It is looked whether Bazel knows an option.
+    let looking = Place::new().arg("--strict");
+    let ran = looking
+        .run(&["sh", "-c", "bazel build --unknown //a; echo $?"])
+        .await
+        .expect(0);
+    assert_eq!((ran.out().trim(), &*ran.err), ("2", ""));
+    let alone = Place::new().arg("--strict");
+    alone.run(&["bazel", "build", "--unknown", "//a"]).await.expect(2);
     let failing = Place::new().arg("--strict");
     failing
         .run(&["sh", "-c", "bazel build //a; exit 9"])

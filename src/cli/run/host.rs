@@ -99,6 +99,8 @@ pub(super) struct Host {
 pub(super) struct Untold {
     /// Whether another `run` below this one has heard Bazels.
     inner: bool,
+    /// Whether a Bazel has refused its command.
+    refused: bool,
     /// Whether anything required is missing: there, or of builds whose end was not waited for.
     lacks: bool,
     /// The signal that asked the command for its end, if none of its Bazels has begun since.
@@ -158,50 +160,23 @@ impl Host {
         self.untold.lock().asked = None;
         let line = info.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
-        let reach = reach_of(info);
-        // Java's own proxies lead elsewhere than we get, and the service may not be reached otherwise.
-        let has_proxy = info.options.as_ref().is_ok_and(|options| options.has_proxy)
-            && line
-                .as_ref()
-                .is_some_and(|line| line.given("bes_backend").is_some());
-        let listener = match reach {
-            _ if has_proxy => Err(anyhow!(
-                "outhaul cannot forward events through the proxy that Bazel's --host_jvm_args name"
-            )),
-            Reach::Apart => Err(anyhow!(
-                "Bazel's server runs in another network namespace, from which it cannot reach outhaul"
-            )),
-            Reach::Sure | Reach::Unknown => self.event_listener(info, line.as_ref(), &mut answer).await,
-        };
-        let events = match listener {
-            Ok((events, upstream)) => {
-                let is_reached = match attempt {
-                    Attempt::First | Attempt::Only if reach == Reach::Unknown => false,
-                    Attempt::First | Attempt::Only => {
-                        // Tests, and a program that it runs, have run.
-                        let repeats = attempt == Attempt::First && info.word == REPEATED;
-                        self.downloads(info, line.as_ref(), repeats, &mut answer).await
-                    }
-                    Attempt::Alone => false,
-                    Attempt::Uncached => {
-                        answer
-                            .flags
-                            .extend(["--remote_cache=", "--disk_cache="].map(str::to_owned));
-                        // It asks the cache as well, and Bazel refuses it without one.
-                        let downloader = "experimental_remote_downloader";
-                        if line.as_ref().is_some_and(|line| line.given(downloader).is_some()) {
-                            answer.flags.push(format!("--{downloader}="));
-                        }
-                        false
-                    }
-                };
+        if info.is_refused {
+            // It builds nothing: a script may look whether Bazel knows an option.
+            self.untold.lock().refused = true;
+            return answer;
+        }
+        let events = match self.way(info, line.as_ref(), &mut answer).await {
+            Ok((events, upstream, reach)) => {
+                let is_reached = self
+                    .attempted(info, line.as_ref(), attempt, reach, &mut answer)
+                    .await;
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
-                // It downloads by itself in a further attempt, after the first one may have failed for our sake.
-                let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
                 let is_unknown = line.is_none() || reach == Reach::Unknown;
                 let flags = upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others);
                 answer.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+                // It downloads by itself in a further attempt, after the first one may have failed for our sake.
+                let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
                 if is_again && !has_others && !flags.contains(&NO_WAIT) {
                     answer.flags.push(NO_WAIT.to_owned());
                 }
@@ -234,6 +209,57 @@ impl Host {
             self.hurry();
         }
         answer
+    }
+
+    /// A listener that Bazel can reach, as far as that can be seen.
+    async fn way(
+        &self,
+        info: &CommandInfo,
+        line: Option<&CommandLine>,
+        answer: &mut Answer,
+    ) -> anyhow::Result<(BesService, Option<String>, Reach)> {
+        // Java's own proxies lead elsewhere than we get, and the service may not be reached otherwise.
+        let has_proxy = info.options.as_ref().is_ok_and(|options| options.has_proxy);
+        if has_proxy && line.is_some_and(|line| line.given("bes_backend").is_some()) {
+            bail!("outhaul cannot forward events through the proxy that Bazel's --host_jvm_args name");
+        }
+        let reach = reach_of(info);
+        if reach == Reach::Apart {
+            bail!("Bazel's server runs in another network namespace, from which it cannot reach outhaul");
+        }
+        let (events, upstream) = self.event_listener(info, line, answer).await?;
+        Ok((events, upstream, reach))
+    }
+
+    /// What an attempt wants of Bazel's downloads and caches. False if its cache does not answer, or is not asked.
+    async fn attempted(
+        &self,
+        info: &CommandInfo,
+        line: Option<&CommandLine>,
+        attempt: Attempt,
+        reach: Reach,
+        answer: &mut Answer,
+    ) -> bool {
+        match attempt {
+            Attempt::First | Attempt::Only if reach == Reach::Unknown => false,
+            Attempt::First | Attempt::Only => {
+                // Tests, and a program that it runs, have run.
+                let repeats = attempt == Attempt::First && info.word == REPEATED;
+                self.downloads(info, line, repeats, answer).await
+            }
+            Attempt::Alone => false,
+            Attempt::Uncached => {
+                answer
+                    .flags
+                    .extend(["--remote_cache=", "--disk_cache="].map(str::to_owned));
+                // It asks the cache as well, and Bazel refuses it without one.
+                let downloader = "experimental_remote_downloader";
+                if line.is_some_and(|line| line.given(downloader).is_some()) {
+                    answer.flags.push(format!("--{downloader}="));
+                }
+                false
+            }
+        }
     }
 
     /// A listener for the command's events, with the flags that lead there; and the other service that they go on to.
@@ -467,7 +493,10 @@ impl Host {
 
     /// Whether any command that builds was answered, here or by a `run` below this one.
     pub(super) fn has_heard_any(&self) -> bool {
-        !self.heard.lock().is_empty() || self.untold.lock().inner
+        let untold = self.untold.lock();
+        let is_any = untold.inner || untold.refused;
+        drop(untold);
+        is_any || !self.heard.lock().is_empty()
     }
 
     /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
@@ -766,6 +795,7 @@ mod tests {
             version: Some(7),
             backend: None,
             options: Ok(options),
+            is_refused: false,
         };
         assert_eq!(reach_of(&info), Reach::Sure, "without a server");
         std::fs::create_dir(base.path().join("server")).unwrap();

@@ -3,7 +3,7 @@
 //! The last flag counts, and an rc file's `--config` expands in the place of the flag that names it, so ours go after
 //! all options: before a `--`, or at the very end.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, os::unix::fs::FileTypeExt as _};
 
 use crate::bep::commands;
 
@@ -99,6 +99,18 @@ impl<'a> Line<'a> {
             .cloned()
             .chain(flags.iter().map(OsString::from))
             .collect()
+    }
+
+    /// An rc file that gives its lines only once: a named pipe, say. What is not there yet may be one.
+    pub(super) fn reads_once(&self) -> Option<String> {
+        let startup = self.command.get(1..self.word).unwrap_or_default();
+        let values = startup.iter().zip(startup.iter().skip(1).map(Some).chain([None]));
+        let files = values.filter_map(|(arg, next)| match arg.to_str()? {
+            "--bazelrc" => next?.to_str(),
+            arg => arg.strip_prefix("--bazelrc="),
+        });
+        let is_pipe = |file: &&str| std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_fifo());
+        files.filter(is_pipe).map(str::to_owned).next()
     }
 
     /// Values of an option that the command itself gives, as one argument or as two.

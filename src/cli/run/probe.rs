@@ -84,6 +84,9 @@ pub(in crate::cli) struct CommandInfo {
     pub(in crate::cli) backend: Option<String>,
     /// Its options, or why they are not known.
     pub(in crate::cli) options: Result<Options, String>,
+    /// Whether Bazel refuses the command for an option of its own: it builds nothing, and says so itself.
+    #[serde(default)]
+    pub(in crate::cli) is_refused: bool,
 }
 
 /// The options of a command, the rc files' included, in their order.
@@ -138,7 +141,14 @@ impl Probe<'_> {
     /// Asks for the options of a command.
     pub(in crate::cli) async fn ask(&self, line: &Line<'_>) -> CommandInfo {
         let version = self.version().await;
-        let options = self.options(line, version).await.map_err(|e| e.to_string());
+        let mut is_refused = false;
+        let options = match line.reads_once() {
+            Some(file) => Err(format!("--bazelrc={file} can be read only once")),
+            None => {
+                let asked = self.options(line, version, &mut is_refused).await;
+                asked.map_err(|e| e.to_string())
+            }
+        };
         CommandInfo {
             word: line.word().to_owned(),
             directory: self
@@ -147,6 +157,7 @@ impl Probe<'_> {
             version,
             backend: line.own_values("bes_backend").pop(),
             options,
+            is_refused,
         }
     }
 
@@ -175,7 +186,12 @@ impl Probe<'_> {
         version(&String::from_utf8_lossy(&said.stdout))
     }
 
-    async fn options(&self, line: &Line<'_>, version: Option<u32>) -> anyhow::Result<Options> {
+    async fn options(
+        &self,
+        line: &Line<'_>,
+        version: Option<u32>,
+        is_refused: &mut bool,
+    ) -> anyhow::Result<Options> {
         let number = rand::random::<u64>();
         let events = self.scratch.join(format!("{number:016x}.json"));
         let said = self.scratch.join(format!("{number:016x}.txt"));
@@ -194,7 +210,10 @@ impl Probe<'_> {
             if told.is_ok() {
                 break told;
             }
-            match without_unrecognized(&flags, &excerpt(&said)) {
+            let excerpt = excerpt(&said);
+            let fewer = without_unrecognized(&flags, &excerpt);
+            *is_refused = fewer.is_none() && excerpt.contains(UNRECOGNIZED);
+            match fewer {
                 Some(fewer) if STOPPING.iter().any(|stop| fewer.iter().any(|flag| flag == stop)) => {
                     flags = fewer
                 }

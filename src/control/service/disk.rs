@@ -395,9 +395,7 @@ impl Eviction {
                         _ => None,
                     };
                     if let Some(reason) = reason {
-                        if let Some(left) = &mut left {
-                            left.add(reason, 1, bytes);
-                        }
+                        left.iter_mut().for_each(|left| left.add(reason, 1, bytes));
                         continue;
                     }
                     let key = (used_ms(&metadata), number, path);

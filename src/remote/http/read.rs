@@ -21,7 +21,8 @@ use crate::{
     remote::{
         Sink,
         compression::Running,
-        stream::{COMPRESSION_THRESHOLD, END_GRACE, StallWatch, largest_stream},
+        stall::StallWatch,
+        stream::{COMPRESSION_THRESHOLD, END_GRACE, largest_stream},
     },
     transport::{HttpFault, RemoteError, RemoteErrorKind, http_head::content_range},
 };

@@ -21,7 +21,7 @@ use crate::{
     remote::{
         RemoteOptions,
         retry::{RetryPolicy, SystemTimer},
-        stream::StallWatch,
+        stall::StallWatch,
     },
     transport::{BucketAddress, RemoteError, RemoteErrorKind, bucket::Provider},
 };
