@@ -807,6 +807,11 @@ mod tests {
         };
         for (of, expected) in [(base.path(), Reach::Sure), (Path::new("/other"), Reach::Unknown)] {
             let mut server = sleep(of);
+            // It may just be about to become what it is to be.
+            let words = || std::fs::read(format!("/proc/{}/cmdline", server.id())).unwrap_or_default();
+            while !words().starts_with(b"sh\0") {
+                std::thread::yield_now();
+            }
             write(server.id()).unwrap();
             assert_eq!(reach_of(&info), expected, "{}", of.display());
             server.kill().unwrap();
