@@ -85,6 +85,7 @@ impl Place {
             version: probe.version().await,
             backend: None,
             options: Err(reason),
+            is_refused: false,
         };
         Some((info, false))
     }
@@ -279,6 +280,7 @@ mod tests {
             version: Some(7),
             backend: None,
             options,
+            is_refused: false,
         };
         assert_eq!(options(&info(Ok(Options::default())), true).level, Level::Ok);
         let unknown = info(Err("a reason".to_owned()));
