@@ -36,7 +36,7 @@ use super::{
     print,
     run::{
         CommandInfo, Line, Setting, Shims, can_forward, directories_of, find, is_ours, names_a_cache,
-        own_headers, path_without,
+        path_without, take_own_headers,
     },
     runtime,
 };
@@ -185,7 +185,7 @@ async fn of_command(
     found.extend(CHECKS.iter().filter_map(|check| check(&command)));
 
     let mut cache = args.cache.clone();
-    cache.remote_header.extend(own_headers(&args.command));
+    take_own_headers(&mut cache, &args.command);
     let sources = Sources::new(cache.source_rule(true)?);
     let of_cache = match sources.of_build(Some(line), &directories_of(info)) {
         Ok(cache) => caches::all(&cache).await,

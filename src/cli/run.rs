@@ -227,9 +227,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let placing = args.place.options()?;
     // The command is the user's own, so it may say where its cache is.
     let mut cache = args.cache.clone();
-    if cache.remote_cache.iter().all(|cache| cache == FROM_BUILD) {
-        cache.remote_header.extend(own_headers(&args.command));
-    }
+    take_own_headers(&mut cache, &args.command);
     let source = cache.source_rule(true)?;
     let rewrite = args.upstream.rewrite_uris;
     let open = |record| Services::open(record, policy, rules, source, placing, rewrite);
@@ -299,8 +297,17 @@ async fn launch(
     })
 }
 
+/// Takes over the headers that the command itself gives, if they are for the cache that is read.
+pub(super) fn take_own_headers(cache: &mut CacheArgs, command: &[OsString]) {
+    let named = Line::building(command).and_then(|line| line.own_values("remote_cache").pop());
+    let is_builds = |cache: &String| cache == FROM_BUILD || named.as_ref() == Some(cache);
+    if cache.remote_cache.iter().all(is_builds) {
+        cache.remote_header.extend(own_headers(command));
+    }
+}
+
 /// Headers for the cache that the command itself names: some Bazels leave their values out of what they tell.
-pub(super) fn own_headers(command: &[OsString]) -> Vec<String> {
+fn own_headers(command: &[OsString]) -> Vec<String> {
     let Some(line) = Line::building(command) else {
         return Vec::new();
     };

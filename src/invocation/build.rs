@@ -528,7 +528,9 @@ impl Build {
     /// and a group without outputs no sets at all.
     fn note_hollow(&mut self, target: &Arc<TargetId>, completed: &Completed) {
         let test_rule = self.facts.tests.contains(&target.label);
+        // One of a source directory has sets without files as well.
         let is_hollow = completed.success
+            && !self.facts.filegroups.contains(&target.label)
             && completed.directories.is_empty()
             && completed.groups.iter().any(|group| {
                 group.files.is_empty() && is_hollow_group(&self.sets, &group.sets) && {

@@ -394,6 +394,14 @@ async fn bazels_below_a_wrapped_program_are_heard_with_the_environment_that_they
         "{}",
         ran.err
     );
+    // Called by its path, and with variables that no shell would hand on.
+    let odd = Place::new();
+    let bazel =
+        "#!/bin/bash\ntr '\\0' '\\n' < /proc/$$/environ | grep '^a.b=' >> ${BASH_SOURCE%/*}/odd\nexit 0\n";
+    odd.program("bazel", bazel);
+    let script = "env a.b=c $(command -v bazel) info; env -i a.b=d $(command -v bazel) info";
+    odd.run(&["sh", "-c", script]).await.expect(0);
+    assert_eq!(odd.lines("odd"), ["a.b=c", "a.b=d"]);
     let strict = Place::new().arg("--strict");
     strict.run(&["sh", "-c", "bazel build //a"]).await.expect(45);
     // It is looked whether Bazel knows an option.
@@ -529,8 +537,9 @@ async fn the_command_runs_in_poor_environments() {
     let heard = place.calls().iter().filter(|call| call.contains(OURS)).count();
     assert_eq!(heard, 3, "{:?}", place.calls());
     // Nothing is made where the command runs.
+    std::fs::create_dir(place.dir.path().join("relative")).unwrap();
     for temp in ["", "relative"] {
-        let script = "ls; case $PATH in /*) ;; *) exit 9 ;; esac";
+        let script = "ls . relative; case $PATH in /*) ;; *) exit 9 ;; esac";
         let mut command = place.command(&["sh", "-c", script]);
         command.env("TMPDIR", temp);
         let ran = finish(command).await.expect(0);

@@ -677,7 +677,10 @@ fn upload_flags(
     }
     // It downloads by itself.
     let uploads = info.version.is_some_and(|version| UPLOADING.contains(&version));
-    let forbids = line.is_some_and(|line| line.switch("remote_upload_local_results") == Some(false));
+    // Without it, only Bazel's own downloads need no digests.
+    let forbids = line.is_some_and(|line| {
+        line.switch("remote_upload_local_results") == Some(false) && line.download_mode() != Some("minimal")
+    });
     match (is_reached, uploads) {
         // It uploads its logs there for any event service.
         (false, false) => &[NO_UPLOAD],

@@ -1,5 +1,5 @@
-//! Bazels inside a wrapped program: a directory first on its `PATH` has scripts of Bazel's names. They call this program
-//! with the Bazel that is meant, which asks the `outhaul run` above it what to add, and becomes that Bazel, with the
+//! Bazels inside a wrapped program: a directory first on its `PATH` has scripts of Bazel's names, which say what Bazel is
+//! meant. This program is their interpreter: it asks the `outhaul run` above it what to add, and becomes that Bazel, with the
 //! environment that it would have had.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     os::unix::{
-        ffi::OsStrExt as _,
+        ffi::{OsStrExt as _, OsStringExt as _},
         fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
         net::UnixStream as StdUnixStream,
         process::CommandExt as _,
@@ -43,6 +43,8 @@ const NAMED: &str = "outhaul-bazel";
 /// Called so, it is a credential helper without credentials.
 const HELPER: &str = "outhaul-no-credentials";
 const SOCKET: &str = "socket";
+/// The longest name of an interpreter that every kernel takes.
+const LONGEST: usize = 120;
 /// How long a client may take to say what it is, and a `run` to take note of another one's end.
 const ASKING: Duration = Duration::from_secs(10);
 /// Bytes that it may say.
@@ -128,12 +130,15 @@ impl Shims {
     /// call what they find there.
     fn stand_in(&self, name: &str, bazel: &Path, ours: &Path) -> std::io::Result<()> {
         let place = self.bin().join(name);
+        let interpreter = self.dir.join(NAMED);
+        let interpreter = interpreter.as_os_str().as_bytes();
         let flags = rustix::fs::statvfs(&self.dir).map(|stat| stat.f_flag);
-        if flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC)) {
+        let is_noexec = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC));
+        if is_noexec || interpreter.len() > LONGEST || interpreter.iter().any(u8::is_ascii_whitespace) {
             return symlink(ours, place);
         }
-        let (named, bazel) = (quoted(&self.dir.join(NAMED)), quoted(bazel));
-        let script = [b"#!/bin/sh\nexec ", &*named, b" ", &*bazel, b" \"$@\"\n"].concat();
+        // Not a shell's script: a shell leaves variables out whose names it could not have itself.
+        let script = [b"#!", interpreter, b"\n", bazel.as_os_str().as_bytes()].concat();
         let mut file = File::options()
             .write(true)
             .create_new(true)
@@ -194,11 +199,21 @@ fn temporary() -> PathBuf {
         .unwrap_or_else(|| "/tmp".into())
 }
 
-/// A path as one word of a shell.
-fn quoted(path: &Path) -> Vec<u8> {
-    let inner = path.as_os_str().as_bytes().split(|byte| *byte == b'\'');
-    let inner = inner.collect::<Vec<_>>().join(&b"'\\''"[..]);
-    [b"'", &*inner, b"'"].concat()
+/// The Bazel that one of our scripts stands in for.
+fn meant_by(script: &Path) -> Option<OsString> {
+    let is_script = is_stand_in(script) && script.metadata().is_ok_and(|meta| meta.len() < MOST);
+    let text = is_script.then(|| std::fs::read(script).ok()).flatten()?;
+    let line = text.iter().position(|byte| *byte == b'\n')?;
+    Some(OsString::from_vec(text.get(line + 1..)?.to_vec()))
+}
+
+/// Whether a file lies where scripts of ours do.
+fn is_stand_in(file: &Path) -> bool {
+    let directory = file.parent().and_then(Path::parent);
+    directory.is_some_and(|directory| {
+        let name = directory.file_name().unwrap_or_default();
+        name.as_bytes().starts_with(PREFIX.as_bytes()) && directory.join(LOCK).exists()
+    })
 }
 
 /// Removes directories of ours whose `run` was killed.
@@ -240,11 +255,7 @@ pub(in crate::cli) fn is_ours(file: &Path) -> bool {
         return false;
     };
     let ours = std::env::current_exe().and_then(std::fs::canonicalize);
-    let stands_in = |directory: &Path| {
-        let name = directory.file_name().unwrap_or_default();
-        name.as_bytes().starts_with(PREFIX.as_bytes()) && directory.join(LOCK).exists()
-    };
-    ours.is_ok_and(|ours| file == ours) || file.parent().and_then(Path::parent).is_some_and(stands_in)
+    ours.is_ok_and(|ours| file == ours) || is_stand_in(&file)
 }
 
 /// A `PATH` without directories such as [`Shims`] puts first, as it was.
@@ -262,12 +273,18 @@ pub(in crate::cli) fn called_as_another() -> Option<ExitCode> {
     let name = Path::new(&called).file_name()?.to_str()?;
     let args: Vec<OsString> = args.collect();
     if NAMES.contains(&name) {
-        return Some(become_bazel(&called, OsStr::new(name), args));
+        return Some(become_bazel(&called, OsStr::new(name), args, None));
     }
     match name {
         NAMED => {
             let (program, args) = args.split_first()?;
-            Some(become_bazel(program, program, args.to_vec()))
+            match meant_by(Path::new(program)) {
+                Some(bazel) => {
+                    let directory = Path::new(program).parent().and_then(Path::parent);
+                    Some(become_bazel(&bazel, &bazel, args.to_vec(), directory))
+                }
+                None => Some(become_bazel(program, program, args.to_vec(), None)),
+            }
         }
         HELPER => Some(tell_no_credentials()),
         _ => None,
@@ -283,8 +300,8 @@ fn tell_no_credentials() -> ExitCode {
     }
 }
 
-/// Does not come back if there is such a Bazel.
-fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>) -> ExitCode {
+/// Does not come back if there is such a Bazel. The directory of the `run` above, where that is known.
+fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>, directory: Option<&Path>) -> ExitCode {
     let mut err = print::err();
     let path = path_without();
     let Some(bazel) = program::find(name, &path, is_ours) else {
@@ -293,7 +310,7 @@ fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>) -> ExitCode {
     };
     let mut command = vec![bazel.clone().into_os_string()];
     command.extend(args);
-    let args = match asked(&bazel, &path, &command) {
+    let args = match asked(&bazel, &path, &command, directory) {
         Ok((args, messages)) => {
             for message in messages {
                 let _ = writeln!(err, "outhaul: {message}");
@@ -324,12 +341,13 @@ fn asked(
     bazel: &Path,
     path: &OsString,
     command: &[OsString],
+    directory: Option<&Path>,
 ) -> anyhow::Result<(Vec<OsString>, Vec<String>)> {
     let Some(line) = Line::building(command).filter(|_| program::is_bazel(bazel)) else {
         return Ok((command.get(1..).unwrap_or_default().to_vec(), Vec::new()));
     };
-    let directory =
-        directory().ok_or_else(|| anyhow!("failed to find the `outhaul run` around this Bazel"))?;
+    let directory = directory.map(Path::to_owned).or_else(self::directory);
+    let directory = directory.ok_or_else(|| anyhow!("failed to find the `outhaul run` around this Bazel"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -391,16 +409,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_one_word_of_a_shell() {
-        for path in ["/a b/c", "/it's/$HOME/`x`", "/\"q\"/\\", "/new\nline"] {
-            let word = quoted(Path::new(path));
-            let command = [b"printf %s ", &*word].concat();
-            let said = Command::new("sh")
-                .arg("-c")
-                .arg(OsStr::from_bytes(&command))
-                .output();
-            assert_eq!(said.unwrap().stdout, path.as_bytes());
+    fn a_script_says_what_bazel_is_meant() {
+        let base = tempfile::tempdir().unwrap();
+        let mut shims = Shims {
+            dir: base.path().join("outhaul-run-1-a"),
+            lock: None,
+        };
+        shims.make().unwrap();
+        let ours = std::env::current_exe().unwrap();
+        for (name, path) in [("a", "/a b/it's"), ("b", "/new\nline/bazel")] {
+            shims.stand_in(name, Path::new(path), &ours).unwrap();
+            let script = shims.bin().join(name);
+            assert_eq!(meant_by(&script), Some(path.into()));
+            assert!(is_ours(&script));
+            let text = std::fs::read_to_string(&script).unwrap();
+            let interpreter = shims.dir.join(NAMED);
+            assert!(text.starts_with(&format!("#!{}\n", interpreter.display())));
         }
+        // A kernel would take the rest of its name for an argument.
+        let mut odd = Shims {
+            dir: base.path().join("outhaul-run-2 b"),
+            lock: None,
+        };
+        odd.make().unwrap();
+        odd.stand_in("a", Path::new("/bazel"), &ours).unwrap();
+        assert!(odd.bin().join("a").is_symlink());
+        assert_eq!(meant_by(Path::new("/bin/sh")), None);
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn quarantine_reason(dir: &Path) -> String {
 fn another_programs_database_is_moved_away_unharmed() {
     for tree in ["", "theirs"] {
         let dir = tempfile::tempdir().unwrap();
-        let db = sled::open(dir.path().join("record")).unwrap();
+        let db = opened(&dir.path().join("record"));
         if tree.is_empty() {
             db.insert("k", "v").unwrap();
         } else {
@@ -190,22 +190,25 @@ fn another_programs_database_is_moved_away_unharmed() {
             .map(|e| e.unwrap().path())
             .find(|p| p.to_string_lossy().contains("quarantined"))
             .unwrap();
-        let db = sled::open(moved).unwrap();
+        let db = opened(&moved);
         assert!(tree.is_empty() == db.get("k").unwrap().is_some());
     }
 }
 
+/// A record's database. A child that another test forked a moment ago may still hold sled's lock.
+fn opened(path: &Path) -> sled::Db {
+    let open = |_| {
+        let opened = sled::open(path);
+        opened
+            .map_err(|_| std::thread::sleep(std::time::Duration::from_millis(20)))
+            .ok()
+    };
+    (0..250).find_map(open).unwrap()
+}
+
 /// Changes a closed store behind the record's back.
 fn tamper(dir: &Path, tree: &str, key: &[u8], value: Option<Vec<u8>>) {
-    let db = (0..50)
-        .find_map(|_| {
-            // A child that another test forked a moment ago may still hold sled's lock.
-            let opened = sled::open(dir.join("record"));
-            opened
-                .map_err(|_| std::thread::sleep(std::time::Duration::from_millis(20)))
-                .ok()
-        })
-        .unwrap();
+    let db = opened(&dir.join("record"));
     let tree = db.open_tree(tree).unwrap();
     match value {
         Some(value) => tree.insert(key, value).map(drop).unwrap(),
@@ -247,7 +250,7 @@ fn an_unreadable_block_is_absent_and_counted_and_can_be_written_again() {
     let dir = tempfile::tempdir().unwrap();
     healthy(dir.path());
     let place = {
-        let db = sled::open(dir.path().join("record")).unwrap();
+        let db = opened(&dir.path().join("record"));
         let blocks: Vec<_> = db
             .open_tree("outputs")
             .unwrap()
