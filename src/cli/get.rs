@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Paths of one request to the daemon.
-const AT_ONCE: usize = 50_000;
+pub(super) const AT_ONCE: usize = 50_000;
 
 /// Arguments of `outhaul get`.
 #[derive(Debug, Args)]
@@ -87,9 +87,10 @@ struct Wanted {
 struct Glob {
     written: String,
     regex: Regex,
-    /// Whether it begins with one of the build tool's links, such as `bazel-bin`, that is not there. It may have led to any
-    /// configuration.
-    is_by_link: bool,
+    /// What is before the wildcards, if that has one of the build tool's links, such as `bazel-bin`, that is not there.
+    by_link: Option<PathBuf>,
+    /// Whether that link may have led to any configuration.
+    is_of_any: bool,
 }
 
 impl Wanted {
@@ -145,6 +146,16 @@ pub(super) fn is_target(text: &str) -> bool {
 }
 
 impl Glob {
+    /// Whether a pattern by a link is about a build of one of these workspaces. A link is in a workspace, not above it.
+    fn is_meant(&self, workspaces: &[PathBuf]) -> bool {
+        self.by_link.as_ref().is_none_or(|before| {
+            workspaces.iter().any(|workspace| {
+                let depth = workspace.components().count();
+                before.starts_with(workspace) && links_in(before, depth).next().is_some()
+            })
+        })
+    }
+
     /// `*` and `?` stay in one name, `**` does not.
     fn read(text: &str) -> Result<Self, Failure> {
         let fixed = |part: &&str| !part.contains(['*', '?']);
@@ -189,7 +200,8 @@ impl Glob {
         let regex = Regex::new(&format!("(?s){regex}"));
         Ok(Self {
             written: text.to_owned(),
-            is_by_link: !links.is_empty(),
+            by_link: (!links.is_empty()).then(|| before.into()),
+            is_of_any: links.iter().any(|(link, _)| matches!(link, Link::Of(_))),
             regex: regex.map_err(|e| Failure::usage(format!("{text}: {e}")))?,
         })
     }
@@ -459,10 +471,16 @@ async fn listed(
     // Those that patterns name are packages, too: of an intermediate output, no event tells the label.
     let named = wanted.packages.iter().map(TargetPattern::package);
     let mut packages: HashSet<String> = named.collect();
+    let workspaces = workspaces_of(client, id, wanted).await?;
+    let are_meant: Vec<bool> = wanted
+        .globs
+        .iter()
+        .map(|glob| glob.is_meant(&workspaces))
+        .collect();
     let globs = wanted
         .globs
         .iter()
-        .map(|glob| (glob.written.clone(), glob.is_by_link));
+        .map(|glob| (glob.written.clone(), glob.is_of_any));
     let regexes = wanted
         .regexes
         .iter()
@@ -473,14 +491,15 @@ async fn listed(
     client
         .outputs(id, pb::OutputClass::Unspecified, |output| {
             let path = format!("{}/{}", output.exec_root, output.exec_path);
-            let globs = wanted.globs.iter().map(|glob| glob.regex.is_match(&path));
+            let globs = wanted.globs.iter().zip(&are_meant);
+            let globs = globs.map(|(glob, is_meant)| *is_meant && glob.regex.is_match(&path));
             let regexes = wanted
                 .regexes
                 .iter()
                 .map(|regex| regex.matches(&output.exec_path));
             let hits = patterns.iter().zip(globs.chain(regexes));
-            for (found, ((_, is_by_link), _)) in found.iter_mut().zip(hits).filter(|(_, (_, hit))| *hit) {
-                let configuration = output.exec_path.split('/').nth(1).filter(|_| *is_by_link);
+            for (found, ((_, is_of_any), _)) in found.iter_mut().zip(hits).filter(|(_, (_, hit))| *hit) {
+                let configuration = output.exec_path.split('/').nth(1).filter(|_| *is_of_any);
                 let configuration = configuration.unwrap_or_default();
                 let place = found.entry((configuration.len(), configuration.to_owned()));
                 place.or_default().push(path.clone());
@@ -517,6 +536,20 @@ async fn listed(
         }
     }
     Ok(())
+}
+
+/// Where the build's workspace is, as it was given and as it is, if any pattern is by a link in it.
+async fn workspaces_of(client: &mut Client, id: &str, wanted: &Wanted) -> Result<Vec<PathBuf>, Failure> {
+    if wanted.globs.iter().all(|glob| glob.by_link.is_none()) {
+        return Ok(Vec::new());
+    }
+    let (build, _) = client.invocation(id).await?;
+    let given = PathBuf::from(build.workspace);
+    let real = given.canonicalize().ok();
+    let all = [Some(given), real].into_iter().flatten();
+    Ok(all
+        .filter(|workspace| !workspace.as_os_str().is_empty())
+        .collect())
 }
 
 /// The paths of those rows that are in a package which matches. Each pattern that takes in must be of use.
@@ -583,6 +616,23 @@ pub(super) fn resolved(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_by_a_link_is_about_builds_of_its_own_workspace() {
+        let workspaces = [PathBuf::from("/home/me/bin/w")];
+        for (pattern, is_meant) in [
+            ("/home/me/bin/w/bazel-bin/app/*", true),
+            ("/home/me/bin/w/bazel-out/*/bin/*", true),
+            ("/home/me/bin/*", false),
+            ("/home/me/bin/other/bazel-bin/*", false),
+            ("bazel-out/*/bin/*", true),
+        ] {
+            let glob = Glob::read(pattern).unwrap();
+            assert_eq!(glob.is_meant(&workspaces), is_meant, "{pattern}");
+        }
+        assert!(!Glob::read("/w/bazel-out/*/bin/*").unwrap().is_of_any);
+        assert!(Glob::read("/w/bazel-bin/*").unwrap().is_of_any);
+    }
 
     #[test]
     fn targets_are_distinguished_from_paths() {

@@ -231,7 +231,10 @@ impl<'a> Watching<'a> {
         let Ok(named) = client.stage(request).await else {
             return Ok(());
         };
-        let (build, _) = client.invocation(&self.invocation).await?;
+        // What is asked here replaces no answer that is there.
+        let Ok((build, _)) = client.invocation(&self.invocation).await else {
+            return Ok(());
+        };
         let mut labels = HashMap::new();
         for output in &named.outputs {
             if !self.printed.contains_key(&output.exec_path) {
@@ -243,8 +246,15 @@ impl<'a> Watching<'a> {
             return Ok(());
         }
         let of_build = OfBuild::new(&build, named.outputs);
-        let paths = labels.keys().map(|path| format!("{}/{path}", build.exec_root));
-        for output in client.stat(paths.collect()).await? {
+        let paths: Vec<String> = labels
+            .keys()
+            .map(|path| format!("{}/{path}", build.exec_root))
+            .collect();
+        let mut outputs = Vec::new();
+        for some in paths.chunks(super::get::AT_ONCE) {
+            outputs.extend(client.stat(some.to_vec()).await.unwrap_or_default());
+        }
+        for output in outputs {
             let is_its_own = is_there(&output) && of_build.has(&output) == Some(true);
             if let Some((label, output_group)) = labels.remove(&output.exec_path).filter(|_| is_its_own) {
                 let output = pb::Output {

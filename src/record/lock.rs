@@ -52,9 +52,9 @@ impl Holder {
 
     /// Whether it has the record for as long as a question takes.
     fn only_asks(&self) -> bool {
-        let lasting = ["serve", "run", "fetch"];
+        let asking = ["mount", "ls", "stat", "why", "status", "du", "doctor"];
         let command = self.command.split_once(' ');
-        command.is_some_and(|(program, command)| program == "outhaul" && !lasting.contains(&command))
+        command.is_some_and(|(program, command)| program == "outhaul" && asking.contains(&command))
     }
 
     fn to_text(&self) -> String {
@@ -227,7 +227,8 @@ mod tests {
         asked.join().unwrap();
         for (command, only_asks) in [
             ("outhaul mount", true),
-            ("outhaul get", true),
+            ("outhaul ls", true),
+            ("outhaul stage", false),
             ("outhaul serve", false),
             ("outhaul run", false),
             ("outhaul", false),

@@ -109,6 +109,8 @@ async fn the_download_mode_is_the_commands_own_unless_the_environment_says_other
         assert_eq!(wrapper.given_with(address, &args, &asked).await, expected);
         let expected = shown(&[&args[..], &[&backend]].concat());
         assert_eq!(wrapper.given(address, &args).await, expected);
+        let off = [("OUTHAUL_DOWNLOAD_MINIMAL", "0")];
+        assert_eq!(wrapper.given_with(address, &args, &off).await, expected);
     }
 }
 

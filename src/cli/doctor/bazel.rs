@@ -96,21 +96,31 @@ fn has_server(workspace: &Path, startup: &[OsString]) -> bool {
     let Ok(workspace) = workspace.canonicalize() else {
         return false;
     };
+    let base = super::machine::output_base(&workspace);
     let user = rustix::process::geteuid().as_raw();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut ours = processes.filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == user));
     ours.any(|entry| {
         let command = std::fs::read(entry.path().join("cmdline"));
-        command.is_ok_and(|command| is_server(&command, &workspace, startup))
+        command.is_ok_and(|command| is_server(&command, &workspace, base.as_deref(), startup))
     })
 }
 
-/// Whether a process's arguments (proc(5)) are those of the server of a workspace.
-fn is_server(command: &[u8], workspace: &Path, startup: &[OsString]) -> bool {
+/// Whether a process's arguments (proc(5)) are those of the server of a workspace, whose own output base may be known.
+fn is_server(command: &[u8], workspace: &Path, base: Option<&Path>, startup: &[OsString]) -> bool {
     let args: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
     let workspace = [b"--workspace_directory=", workspace.as_os_str().as_bytes()].concat();
     let mut told = startup.iter().filter(|option| !is_of_rc(option));
-    args.contains(&&*workspace) && told.all(|option| args.contains(&option.as_bytes()))
+    // One with another output base is not the one that would be asked.
+    let names_base = |option: &OsString| option.as_bytes().starts_with(b"--output_base");
+    let own = [
+        b"--output_base=",
+        base.unwrap_or(Path::new("")).as_os_str().as_bytes(),
+    ]
+    .concat();
+    args.contains(&&*workspace)
+        && told.all(|option| args.contains(&option.as_bytes()))
+        && (startup.iter().any(names_base) || base.is_none() || args.contains(&&*own))
 }
 
 fn is_of_rc(option: &OsString) -> bool {
@@ -229,15 +239,16 @@ mod tests {
     fn the_server_of_a_workspace_is_known_by_its_arguments() {
         let command = b"bazel(ws)\0-Xmx1g\0--output_base=/ob\0--workspace_directory=/home/me/ws\0";
         let startup = |options: &[&str]| options.iter().map(OsString::from).collect::<Vec<_>>();
-        let is =
-            |workspace: &str, options: &[&str]| is_server(command, Path::new(workspace), &startup(options));
+        let is = |workspace: &str, options: &[&str]| {
+            is_server(command, Path::new(workspace), None, &startup(options))
+        };
         assert!(is("/home/me/ws", &[]));
         assert!(is("/home/me/ws", &["--output_base=/ob"]));
         assert!(!is("/home/me/ws", &["--output_base=/other"]));
         assert!(is("/home/me/ws", &["--nohome_rc", "--bazelrc=/x", "-Xmx1g"]));
         assert!(!is("/home/me/w", &[]));
         assert!(!is("/home/me/ws2", &[]));
-        assert!(!is_server(b"", Path::new("/home/me/ws"), &[]));
+        assert!(!is_server(b"", Path::new("/home/me/ws"), None, &[]));
     }
 
     #[test]

@@ -173,7 +173,15 @@ impl Host {
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
                 let is_unknown = line.is_none() || reach == Reach::Unknown;
-                let flags = upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others);
+                let mut flags =
+                    upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others).to_vec();
+                // What comes by us must be there before the next step of a program; `run` itself waits for its own command.
+                let comes_by_us = line
+                    .as_ref()
+                    .is_some_and(|line| line.download_mode() == Some("minimal"));
+                if attempt == Attempt::Only && comes_by_us && is_reached {
+                    flags.retain(|flag| *flag != NO_WAIT);
+                }
                 answer.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
                 // It downloads by itself in a further attempt, after the first one may have failed for our sake.
                 let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);

@@ -212,7 +212,12 @@ impl Probe<'_> {
             }
             let excerpt = excerpt(&said);
             let fewer = without_unrecognized(&flags, &excerpt);
-            *is_refused = fewer.is_none() && excerpt.contains(UNRECOGNIZED);
+            // Not for one of ours, by whatever value.
+            *is_refused = fewer.is_none()
+                && unrecognized(&excerpt).is_some_and(|option| {
+                    let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+                    !flags.iter().any(|flag| name(flag) == name(option))
+                });
             match fewer {
                 Some(fewer) if STOPPING.iter().any(|stop| fewer.iter().any(|flag| flag == stop)) => {
                     flags = fewer
@@ -277,9 +282,15 @@ fn version(said: &str) -> Option<u32> {
     text.split(['.', '-', ' ']).next()?.parse().ok()
 }
 
+/// The option that Bazel does not know; it may suggest another one.
+fn unrecognized(said: &str) -> Option<&str> {
+    let line = said.split_once(UNRECOGNIZED)?.1.lines().next()?;
+    Some(line.split(" (").next().unwrap_or_default().trim())
+}
+
 /// The flags without one that Bazel does not know, or with the old names instead of the new ones.
 fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
-    let unknown = said.split_once(UNRECOGNIZED)?.1.lines().next()?.trim();
+    let unknown = unrecognized(said)?;
     if NEWER.contains(&unknown) {
         let others = flags
             .iter()
@@ -459,6 +470,17 @@ exit 2
                 "--test_sharding_strategy=disabled"
             ]
         );
+    }
+
+    #[test]
+    fn an_unknown_option_is_found_beside_what_bazel_suggests() {
+        let flags = ["--profile=/dev/null", "--explain="].map(str::to_owned);
+        for said in [
+            "ERROR: --explain= :: Unrecognized option: --explain=\nmore",
+            "ERROR: --explain= :: Unrecognized option: --explain= (did you mean '--expand'?)",
+        ] {
+            assert_eq!(without_unrecognized(&flags, said), Some(vec![flags[0].clone()]));
+        }
     }
 
     #[tokio::test]

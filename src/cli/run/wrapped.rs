@@ -25,6 +25,10 @@ use crate::{invocation::Report, open_files};
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
 /// The same where a signal asked the command for its end.
 const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How long a single required output may take: a large file on a slow line makes progress all the time.
+const REQUIRED_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// How long a build may take to say what is on its way.
+const ANSWER: Duration = Duration::from_secs(2);
 /// How often it is looked whether anything must be waited for.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
@@ -334,7 +338,10 @@ async fn wait_for_rest(
     let asked = host.asked();
     let patience = asked.map_or(OPTIONAL_WAIT, |_| LAST_WAIT);
     // Downloads that make no progress fail by themselves: required ones are waited for, as Bazel does.
-    let must_wait = async || asked.is_none() && host.on_its_way().await.0 > 0;
+    let required = async || match asked {
+        None => host.on_its_way().await.0,
+        Some(_) => 0,
+    };
     let waited = async {
         host.streams_end(has_failed).await;
         while host.services.engine.is_busy().await {
@@ -350,20 +357,27 @@ async fn wait_for_rest(
     };
     let rest = tokio::select! {
         () = waited => Rest::Came,
-        () = run_out_of(patience, must_wait) => Rest::GivenUp,
+        () = run_out_of(patience, required) => Rest::GivenUp,
         signal = signals.end() => Rest::Cut(signal),
     };
     asked.map_or(rest, Rest::Cut)
 }
 
-/// Ends after this time without anything that must be waited for.
-async fn run_out_of(patience: Duration, must_wait: impl AsyncFn() -> bool) {
-    let mut begun = tokio::time::Instant::now();
-    while begun.elapsed() < patience {
+/// Ends after this time without anything that is required, or after [`REQUIRED_WAIT`] in which none of that came. A file system
+/// that hangs keeps its build from answering: that is not waited for.
+async fn run_out_of(patience: Duration, required: impl AsyncFn() -> u64) {
+    let (mut idle_since, mut same_since) = (tokio::time::Instant::now(), tokio::time::Instant::now());
+    let mut before = 0;
+    while idle_since.elapsed() < patience && same_since.elapsed() < REQUIRED_WAIT {
         tokio::time::sleep(LOOK.min(patience)).await;
-        if must_wait().await {
-            begun = tokio::time::Instant::now();
+        let now = tokio::time::timeout(ANSWER, required()).await.unwrap_or_default();
+        if now > 0 {
+            idle_since = tokio::time::Instant::now();
         }
+        if now != before {
+            same_since = tokio::time::Instant::now();
+        }
+        before = now;
     }
 }
 
@@ -416,12 +430,17 @@ mod tests {
     async fn patience_runs_out_only_for_what_is_not_required() {
         let begun = tokio::time::Instant::now();
         let required = OPTIONAL_WAIT * 5;
-        run_out_of(OPTIONAL_WAIT, async || begun.elapsed() < required).await;
+        run_out_of(OPTIONAL_WAIT, async || u64::from(begun.elapsed() < required)).await;
         let waited = begun.elapsed();
         assert!(waited >= required + OPTIONAL_WAIT - LOOK && waited < required + 2 * OPTIONAL_WAIT);
         let begun = tokio::time::Instant::now();
-        run_out_of(LAST_WAIT, async || false).await;
+        run_out_of(LAST_WAIT, async || 0).await;
         assert!(begun.elapsed() < 2 * LAST_WAIT);
+        // One that does not answer, and one that never comes.
+        run_out_of(OPTIONAL_WAIT, async || std::future::pending().await).await;
+        let begun = tokio::time::Instant::now();
+        run_out_of(OPTIONAL_WAIT, async || 1).await;
+        assert!(begun.elapsed() < 2 * REQUIRED_WAIT);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     bep::event::TargetId,
     exec_path::ExecPath,
-    materialize::Want,
+    materialize::{Want, place::Seen},
     output::{Class, OutputContent},
     roots::Destination,
 };
@@ -49,8 +49,10 @@ impl Actor {
                 Effect::ConvenienceSymlinks(_) => {}
                 Effect::Unnamed(paths) => self.unnamed(paths).await,
                 Effect::Hollow(target) => {
-                    // Not for sure: an alias of a source directory has no names either.
-                    self.ledger.tally.lost += 1;
+                    // An alias of a source directory has no names either.
+                    if self.is_package_gone(&target).await {
+                        self.ledger.tally.lost += 1;
+                    }
                     self.ledger.tally.note(&format!(
                         "{}: the build tool named none of its outputs, as if their directories had been deleted; if \
                          they are missing, build again without --remote_download_minimal",
@@ -178,6 +180,19 @@ impl Actor {
             .collect();
         // Their ends are of no interest: nothing is recorded of them.
         self.shared.materializer.want(&session, wants).await;
+    }
+
+    /// Whether the directory of a target's package is not among the outputs.
+    async fn is_package_gone(&self, target: &TargetId) -> bool {
+        let program = self.build.program(target);
+        let package = program.as_deref().and_then(|program| program.rsplit_once('/'));
+        let package = package.and_then(|(package, _)| ExecPath::new(package).ok());
+        let Some((package, place)) = package.zip(self.site.open_root()) else {
+            return false;
+        };
+        let root = place.root.clone();
+        let seen = spawn_blocking(move || root.place.see(&package)).await;
+        seen.is_ok_and(|seen| seen == Seen::Nothing)
     }
 
     /// The same of a required output that the build tool would have, had it not left the downloads to us.

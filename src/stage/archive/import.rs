@@ -82,8 +82,10 @@ fn lacks_runfiles(key: &StreamKey, journal: &Journal, record: &Record) -> Result
     if !row.is_some_and(|row| row.imported) || !journal.has(key) {
         return Ok(false);
     }
-    let recorded = Recorded::read(journal.find_stream(key)?.read()?, None)?;
-    Ok(recorded.carried.is_empty())
+    // One that cannot be read is as good as none.
+    let recorded = journal.find_stream(key).and_then(|found| found.read());
+    let recorded = recorded.and_then(|records| Recorded::read(records, None));
+    Ok(recorded.map_or(true, |recorded| recorded.carried.is_empty()))
 }
 
 /// Builds are named by their invocation's id, so that a file with the id of another build would stand in its place.
