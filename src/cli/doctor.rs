@@ -221,7 +221,7 @@ fn socket_address(endpoint: &Endpoint) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port.parse().ok()?))
 }
 
-/// Whether the record opens. Whoever has it is asked for something small.
+/// Whether the record opens. A process that has it is asked for something small.
 async fn record(args: &DoctorArgs, state: PathBuf) -> Result<Finding, Failure> {
     let examined = tokio::task::spawn_blocking(move || match Shims::new(None) {
         Ok(scratch) => examine(&state, scratch.scratch()),

@@ -99,7 +99,7 @@ impl Apart {
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever clears the directory of temporary files.
+        // What cannot be removed stays until the directory of temporary files is cleared.
         let _ = remove_all(&self.0);
     }
 }

@@ -457,13 +457,7 @@ impl Build {
         self.note_hollow(&target, &completed);
         let mut groups = Vec::with_capacity(completed.groups.len());
         for group in completed.groups {
-            let profile = self.selector.profile(&GroupContext {
-                command: self.facts.command,
-                label: &target.label,
-                aspect: &target.aspect,
-                group: &group.name,
-                origin: Origin::Group { test_rule },
-            });
+            let profile = self.group_profile(&target, &group.name);
             let name: Arc<str> = group.name.into();
             let files: Arc<[File]> = group.files.into();
             if !files.is_empty() {
@@ -527,26 +521,31 @@ impl Build {
     /// Takes note of a target whose required outputs are missing from its sets, all of them. An empty tree has only its root,
     /// and a group without outputs no sets at all.
     fn note_hollow(&mut self, target: &Arc<TargetId>, completed: &Completed) {
-        let test_rule = self.facts.tests.contains(&target.label);
         // One of a source directory has sets without files as well.
         let is_hollow = completed.success
             && !self.facts.filegroups.contains(&target.label)
             && completed.directories.is_empty()
             && completed.groups.iter().any(|group| {
                 group.files.is_empty() && is_hollow_group(&self.sets, &group.sets) && {
-                    let profile = self.selector.profile(&GroupContext {
-                        command: self.facts.command,
-                        label: &target.label,
-                        aspect: &target.aspect,
-                        group: &group.name,
-                        origin: Origin::Group { test_rule },
-                    });
+                    let profile = self.group_profile(target, &group.name);
                     self.selector.most(profile) == Class::Required
                 }
             });
         if is_hollow {
             self.left_out.hollow.push(target.clone());
         }
+    }
+
+    /// The profile of files that are in an output group of a target.
+    fn group_profile(&mut self, target: &TargetId, group: &str) -> ProfileId {
+        let test_rule = self.facts.tests.contains(&target.label);
+        self.selector.profile(&GroupContext {
+            command: self.facts.command,
+            label: &target.label,
+            aspect: &target.aspect,
+            group,
+            origin: Origin::Group { test_rule },
+        })
     }
 
     /// The tests of a target were run, by label and configuration, with this many shards and runs.

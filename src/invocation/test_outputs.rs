@@ -54,10 +54,10 @@ pub(super) fn exec_path(
     let (repository, below) = package_and_name(&result.label)?;
     let mut path = if file.has_prefix() {
         let testlogs = file.path.get(..file.prefix_len)?;
-        match repository {
-            "" => format!("{testlogs}/{below}"),
-            _ if siblings => format!("{testlogs}/{below}"),
-            _ => format!("{testlogs}/external/{repository}/{below}"),
+        if siblings || repository.is_empty() {
+            format!("{testlogs}/{below}")
+        } else {
+            format!("{testlogs}/external/{repository}/{below}")
         }
     } else {
         path_of_target(&result.label, mnemonic?, "testlogs", siblings)?

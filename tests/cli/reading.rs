@@ -523,7 +523,7 @@ async fn an_older_build_never_answers_with_the_newest_ones_content() {
         assert_eq!(watched.expect(1).json()[0]["invocation_id"], new);
     }
 
-    // What is as the older build had it, is its own still, whoever has named it since.
+    // What is as the older build had it is its own still, no matter which build has named it since.
     let mut server = world.serve(&[]).await;
     let again = newer.incremental();
     world.play(&again, server.address()).await;

@@ -173,21 +173,13 @@ impl Host {
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
                 let is_unknown = line.is_none() || reach == Reach::Unknown;
-                let mut flags =
-                    upload_flags(info, line.as_ref(), is_unknown, is_reached, has_others).to_vec();
-                // What comes by us must be there before the next step of a program; `run` itself waits for its own command.
-                let comes_by_us = line
-                    .as_ref()
-                    .is_some_and(|line| line.download_mode() == Some("minimal"));
-                if attempt == Attempt::Only && comes_by_us && is_reached {
-                    flags.retain(|flag| *flag != NO_WAIT);
-                }
-                answer.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
-                // It downloads by itself in a further attempt, after the first one may have failed for our sake.
-                let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
-                if is_again && !has_others && !flags.contains(&NO_WAIT) {
-                    answer.flags.push(NO_WAIT.to_owned());
-                }
+                let flags = match (is_unknown, has_others) {
+                    // Bazel may be where our port cannot be reached: `run` waits in its place.
+                    (true, _) => vec![NO_WAIT],
+                    (false, true) => Vec::new(),
+                    (false, false) => upload_flags(info.version, line.as_ref(), attempt, is_reached),
+                };
+                answer.flags.extend(flags.into_iter().map(str::to_owned));
                 Some((events, upstream, has_others))
             }
             Err(reason) => {
@@ -670,33 +662,25 @@ fn reach_of(info: &CommandInfo) -> Reach {
 
 /// What keeps Bazel from failing, or uploading what it would not have, only because we want its events.
 fn upload_flags(
-    info: &CommandInfo,
+    version: Option<u32>,
     line: Option<&CommandLine>,
-    is_unknown: bool,
+    attempt: Attempt,
     is_reached: bool,
-    has_others: bool,
-) -> &'static [&'static str] {
-    if is_unknown {
-        // Bazel may be where our port cannot be reached: `run` waits in its place.
-        return &[NO_WAIT];
-    }
-    if has_others {
-        return &[];
-    }
-    // It downloads by itself.
-    let uploads = info.version.is_some_and(|version| UPLOADING.contains(&version));
-    // Without it, only Bazel's own downloads need no digests.
-    let forbids = line.is_some_and(|line| {
-        line.switch("remote_upload_local_results") == Some(false) && line.download_mode() != Some("minimal")
-    });
-    match (is_reached, uploads) {
-        // It uploads its logs there for any event service.
-        (false, false) => &[NO_UPLOAD],
-        (false, true) => &[NO_UPLOAD, NO_WAIT],
-        (true, true) if forbids => &[NO_UPLOAD, NO_WAIT],
-        (true, true) => &[NO_WAIT],
-        (true, false) => &[],
-    }
+) -> Vec<&'static str> {
+    let uploads = version.is_some_and(|version| UPLOADING.contains(&version));
+    let is_minimal = line.is_some_and(|line| line.download_mode() == Some("minimal"));
+    let forbids = line.is_some_and(|line| line.switch("remote_upload_local_results") == Some(false));
+    // It uploads its logs there for any event service. What comes by us needs the digests of what is uploaded.
+    let uploads_nothing = !is_reached || uploads && forbids && !is_minimal;
+    // It downloads by itself in a further attempt, after the first one may have failed for our sake.
+    let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
+    // What comes by us must be there before a program's next step; `run` itself waits for its own command.
+    let must_wait = attempt == Attempt::Only && is_minimal && is_reached;
+    let waits_not = is_again || uploads && !must_wait;
+    [(uploads_nothing, NO_UPLOAD), (waits_not, NO_WAIT)]
+        .into_iter()
+        .filter_map(|(is_set, flag)| is_set.then_some(flag))
+        .collect()
 }
 
 /// What the command's own event service is shown. What Bazel shows our address by itself is for us.

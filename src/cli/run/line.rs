@@ -103,37 +103,32 @@ impl<'a> Line<'a> {
 
     /// An rc file that gives its lines only once: a named pipe, say. What is not there yet may be one.
     pub(super) fn reads_once(&self) -> Option<String> {
-        let startup = self.command.get(1..self.word).unwrap_or_default();
-        let values = startup.iter().zip(startup.iter().skip(1).map(Some).chain([None]));
-        let files = values.filter_map(|(arg, next)| match arg.to_str()? {
-            "--bazelrc" => next?.to_str(),
-            arg => arg.strip_prefix("--bazelrc="),
-        });
-        let is_pipe = |file: &&str| std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_fifo());
-        files.filter(is_pipe).map(str::to_owned).next()
+        let is_pipe = |file: &String| std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_fifo());
+        values(self.startup(), "bazelrc").into_iter().find(is_pipe)
     }
 
     /// Values of an option that the command itself gives, as one argument or as two.
     pub(in crate::cli) fn own_values(&self, name: &str) -> Vec<String> {
-        let mut values = Vec::new();
-        let mut args = self
-            .command
-            .get(self.word + 1..self.end)
-            .unwrap_or_default()
-            .iter();
-        while let Some(arg) = args.next() {
-            let Some(option) = arg.to_str().and_then(|arg| arg.strip_prefix("--")) else {
-                continue;
-            };
-            if option == name {
-                values.extend(args.next().and_then(|value| value.to_str()).map(str::to_owned));
-            } else if let Some(("", value)) = option.strip_prefix(name).and_then(|rest| rest.split_once('='))
-            {
-                values.push(value.to_owned());
-            }
-        }
-        values
+        let own = self.command.get(self.word + 1..self.end);
+        values(own.unwrap_or_default(), name)
     }
+}
+
+/// Values that arguments give an option, as one argument or as two.
+fn values(args: &[OsString], name: &str) -> Vec<String> {
+    let mut values = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let Some(option) = arg.to_str().and_then(|arg| arg.strip_prefix("--")) else {
+            continue;
+        };
+        if option == name {
+            values.extend(args.next().and_then(|value| value.to_str()).map(str::to_owned));
+        } else if let Some(("", value)) = option.strip_prefix(name).and_then(|rest| rest.split_once('=')) {
+            values.push(value.to_owned());
+        }
+    }
+    values
 }
 
 fn text(command: &[OsString], at: usize) -> Option<&str> {

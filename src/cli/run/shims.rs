@@ -278,13 +278,11 @@ pub(in crate::cli) fn called_as_another() -> Option<ExitCode> {
     match name {
         NAMED => {
             let (program, args) = args.split_first()?;
-            match meant_by(Path::new(program)) {
-                Some(bazel) => {
-                    let directory = Path::new(program).parent().and_then(Path::parent);
-                    Some(become_bazel(&bazel, &bazel, args.to_vec(), directory))
-                }
-                None => Some(become_bazel(program, program, args.to_vec(), None)),
-            }
+            let meant = meant_by(Path::new(program));
+            let directory = Path::new(program).parent().and_then(Path::parent);
+            let directory = directory.filter(|_| meant.is_some());
+            let bazel = meant.as_ref().unwrap_or(program);
+            Some(become_bazel(bazel, bazel, args.to_vec(), directory))
         }
         HELPER => Some(tell_no_credentials()),
         _ => None,

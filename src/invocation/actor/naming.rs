@@ -196,7 +196,7 @@ impl Actor {
     }
 
     /// The same of a required output that the build tool would have, had it not left the downloads to us.
-    fn lost(&mut self, reason: &str) {
+    pub(super) fn lost(&mut self, reason: &str) {
         self.ledger.tally.lost += 1;
         self.fail(Class::Required, reason);
     }

@@ -336,15 +336,14 @@ impl Actor {
             self.ledger.tally.note(reason);
             return;
         }
-        if class == Class::Required {
-            // Bazel alone would have had it.
-            self.ledger.tally.lost += 1;
-            if let Some(row) = row {
-                Arc::make_mut(row).failed += 1;
-            }
-        }
         tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
-        self.fail(class, reason);
+        if class != Class::Required {
+            return self.fail(class, reason);
+        }
+        if let Some(row) = row {
+            Arc::make_mut(row).failed += 1;
+        }
+        self.lost(reason);
     }
 }
 
