@@ -33,6 +33,8 @@ pub(super) enum Work {
     Journaled(StoredFrame),
     /// What comes next is beyond a limit, for this reason.
     Limited(String),
+    /// Events before this number, from the other one on, did not come.
+    Missing { from: i64, before: i64 },
     /// The client's connection was lost.
     Lost,
     /// No more events. The answer comes once the engine knows.
@@ -79,6 +81,11 @@ impl Delivery {
                 drop(room);
             }
             Work::Limited(reason) => self.builds.limited(&self.key, reason).await,
+            Work::Missing { from, before } => {
+                let last = before.saturating_sub(1);
+                let reason = format!("events {from} to {last} did not come; they may name outputs");
+                self.builds.events(&self.key, vec![(last, skipped(reason))]).await;
+            }
             Work::Journaled(place) => {
                 // Until its events are handed over.
                 let _room = self.budget.read_back(place.at.weight()).await;
@@ -140,12 +147,17 @@ impl Delivery {
         if self.undecodable <= LOGGED {
             tracing::warn!(stream = %self.key, sequence, %error, "skipped an event that cannot be decoded");
         }
-        StreamEvent {
-            event: Event::Skipped(format!(
-                "event {sequence} cannot be decoded ({error}); it may name outputs"
-            )),
-            last: false,
-        }
+        skipped(format!(
+            "event {sequence} cannot be decoded ({error}); it may name outputs"
+        ))
+    }
+}
+
+/// What stands for events that the engine does not get.
+const fn skipped(reason: String) -> StreamEvent {
+    StreamEvent {
+        event: Event::Skipped(reason),
+        last: false,
     }
 }
 

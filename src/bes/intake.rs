@@ -256,6 +256,11 @@ impl Intake {
         }
     }
 
+    /// Says that events did not come, after those so far.
+    pub(super) fn missing(&mut self, from: i64, before: i64) {
+        self.pass(Work::Missing { from, before });
+    }
+
     /// What ends the client's hold.
     pub(super) fn limit(&self, policy: &HoldPolicy) -> Limit {
         self.patience.limit(policy)

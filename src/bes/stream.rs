@@ -101,7 +101,7 @@ struct Stream {
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
 
-/// How many gaps of a stream are logged.
+/// How many gaps of a stream are logged, and told to the engine.
 const LOGGED: u64 = 3;
 
 /// Commands handled between two looks at everything else.
@@ -249,7 +249,7 @@ impl Stream {
         for command in received.drain(..) {
             match command {
                 Command::Event(incoming) => {
-                    self.take(incoming);
+                    self.take(incoming).await;
                     if self.intake.is_full() {
                         self.flush().await;
                     }
@@ -279,7 +279,7 @@ impl Stream {
     }
 
     /// Puts an event into the batch, if it is new, and its acknowledgement after it.
-    fn take(&mut self, incoming: Incoming) {
+    async fn take(&mut self, incoming: Incoming) {
         if self
             .connection
             .as_ref()
@@ -298,15 +298,9 @@ impl Stream {
         let finishes = event.kind == RecordKind::Finished;
         let stream_id = event.stream_id.take().unwrap_or_else(|| self.id());
         if self.is_new(sequence) {
-            if sequence.checked_sub(1) != Some(self.highest.unwrap_or(0)) {
-                Counters::add(&self.context.counters.gaps);
-                self.gaps += 1;
-                if self.gaps <= LOGGED {
-                    tracing::warn!(
-                        stream = %self.key, sequence, highest = self.highest,
-                        "events are missing; outputs that only they name are not downloaded"
-                    );
-                }
+            let next = self.highest.unwrap_or(0).saturating_add(1);
+            if sequence > next {
+                self.miss(next, sequence).await;
             }
             Counters::add(&self.context.counters.events);
             self.highest = Some(sequence);
@@ -327,6 +321,21 @@ impl Stream {
             sequence_number: sequence,
         };
         self.unacked.push((ack, finishes));
+    }
+
+    /// Counts events that did not come, and says so after those that did.
+    async fn miss(&mut self, from: i64, before: i64) {
+        Counters::add(&self.context.counters.gaps);
+        self.gaps += 1;
+        if self.gaps > LOGGED {
+            return;
+        }
+        tracing::warn!(
+            stream = %self.key, sequence = before, highest = self.highest,
+            "events are missing; outputs that only they name are not downloaded"
+        );
+        self.flush().await;
+        self.intake.missing(from, before);
     }
 
     /// Whether an event was not seen before. Nothing is new after the event that finishes a stream.

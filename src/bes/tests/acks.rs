@@ -117,7 +117,7 @@ async fn a_reconnected_client_goes_on_and_its_duplicates_are_acked_but_not_deliv
 }
 
 #[tokio::test]
-async fn a_stream_that_starts_late_is_accepted_and_counted_as_a_gap() {
+async fn events_that_did_not_come_are_counted_and_told_to_the_engine() {
     let daemon = Daemon::start(options(HoldMode::None), None).await;
     let mut upload = Upload::open(&daemon, "one").await;
     upload.send_all([40, 41, 45]);
@@ -125,7 +125,9 @@ async fn a_stream_that_starts_late_is_accepted_and_counted_as_a_gap() {
     upload.acked([40, 41, 45, 46]).await;
     upload.closed().await;
     daemon.engine.until_ended(StreamEnd::Finished).await;
-    assert_eq!(daemon.engine.numbers(), [40, 41, 45]);
+    assert_eq!(daemon.engine.numbers(), [39, 40, 41, 44, 45]);
+    let missing = |event: &&Seen| matches!(event, Seen::Event(_, _, text) if text == "skipped");
+    assert_eq!(daemon.engine.seen().iter().filter(missing).count(), 2);
     assert_eq!(daemon.service.counters().gaps, 2);
 }
 
