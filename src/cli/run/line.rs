@@ -52,6 +52,9 @@ const SWITCHES: &[&str] = &[
     "--write_command_log",
 ];
 
+/// Options whose value may be an argument of its own that is a `--`, which ends no options then.
+const FREE: &[&str] = &["--test_arg"];
+
 /// A command line of a command that builds. The first argument is the program.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cli) struct Line<'a> {
@@ -67,11 +70,14 @@ impl<'a> Line<'a> {
     pub(in crate::cli) fn building(command: &'a [OsString]) -> Option<Self> {
         let word = word(command)?;
         let is_building = text(command, word).is_some_and(commands::builds);
-        let end = command
-            .iter()
-            .skip(word + 1)
-            .position(|arg| arg == "--")
-            .map_or(command.len(), |at| word + 1 + at);
+        let is_end = |at: &usize| {
+            let is_value = at
+                .checked_sub(1)
+                .and_then(|before| text(command, before))
+                .is_some_and(|before| FREE.contains(&before));
+            command.get(*at).is_some_and(|arg| arg == "--") && !is_value
+        };
+        let end = (word + 1..command.len()).find(is_end).unwrap_or(command.len());
         is_building.then_some(Self { command, word, end })
     }
 
@@ -197,6 +203,14 @@ mod tests {
                 "--output_base /x run //a -F -- build",
             ),
             ("bazel run //a arg", "run //a arg -F"),
+            (
+                "bazel test //a --test_arg -- --test_arg -k -- -//b",
+                "test //a --test_arg -- --test_arg -k -F -- -//b",
+            ),
+            (
+                "bazel test --test_arg -- --test_arg=--",
+                "test --test_arg -- --test_arg=-- -F",
+            ),
             (
                 "bazel --output_base build build //a",
                 "--output_base build build //a -F",
