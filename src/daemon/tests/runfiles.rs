@@ -2,7 +2,7 @@
 //!
 //! `OUTHAUL_HOSTILE_CASES` is how many random builds there are, `OUTHAUL_HOSTILE_SEED` repeats one.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::SystemTime};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -122,6 +122,31 @@ impl World {
         self.f.finish().await;
         let settled = self.f.services.engine.settled(&self.f.key);
         timeout(PATIENCE, settled).await.expect("in time")
+    }
+
+    /// A target of no outputs, in a build that began then.
+    async fn hidden(&mut self, begun: SystemTime) {
+        let begun = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let started = Started {
+            started_ms: i64::try_from(begun.as_millis()).unwrap(),
+            ..Started::default()
+        };
+        self.f.send(Event::Started(started)).await;
+        self.f
+            .send(Event::Configuration {
+                id: "c".to_owned(),
+                mnemonic: "k8".to_owned(),
+            })
+            .await;
+        let mut hidden = target("//:hidden");
+        hidden.configuration = "c".to_owned();
+        let completed = Completed {
+            target: hidden,
+            success: true,
+            groups: Vec::new(),
+            directories: Vec::new(),
+        };
+        self.f.send(Event::Completed(completed)).await;
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -440,32 +465,47 @@ async fn what_the_stream_names_without_asking_for_it_needs_no_action_cache() {
     assert_eq!(w.text("data").as_deref(), Some("named"));
 }
 
+/// Its place and name are the rule's choice. That it is of this build shows in the manifest, which the build has made, or in
+/// what an earlier build of the target had.
 #[tokio::test]
-async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_label() {
-    let mut w = World::new().await;
-    w.needs("data");
-    w.cached("data", "data");
-    w.write_action_cache(16);
-    let manifest = w.manifest.clone();
-    fs::write(w.at("hidden.runfiles_manifest"), manifest).unwrap();
-    w.manifest.clear();
-    w.f.send(Event::Configuration {
-        id: "c".to_owned(),
-        mnemonic: "k8".to_owned(),
-    })
-    .await;
-    let mut hidden = target("//:hidden");
-    hidden.configuration = "c".to_owned();
-    let completed = Completed {
-        target: hidden,
-        success: true,
-        groups: Vec::new(),
-        directories: Vec::new(),
-    };
-    w.f.send(Event::Completed(completed)).await;
-    let settlement = w.build(&[], 0).await;
-    assert_eq!(settlement.failed, 0, "{settlement:?}");
-    assert_eq!(w.text("data").as_deref(), Some("data"));
+async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifest() {
+    let now = SystemTime::now();
+    let an_hour_ago = now - Duration::from_secs(3600);
+    for (program, made, brought) in [
+        ("hidden", an_hour_ago, true),
+        ("hidden.executable", now, true),
+        ("hidden_/any.sh", now, true),
+        ("another_/any.sh", now, false),
+        ("of_an_older_build", an_hour_ago, false),
+    ] {
+        let mut w = World::new().await;
+        w.needs(program);
+        w.needs("data");
+        w.cached(program, "a program");
+        w.cached("data", "data");
+        w.write_action_cache(16);
+        let manifest = w.at(&format!("{program}.runfiles_manifest"));
+        fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+        fs::write(&manifest, std::mem::take(&mut w.manifest)).unwrap();
+        let age = |time| fs::File::open(&manifest).unwrap().set_modified(time).unwrap();
+        age(made);
+        w.hidden(now).await;
+        let settlement = w.build(&[], 0).await;
+        assert_eq!(settlement.failed, 0, "{settlement:?}");
+        let expected = brought.then_some("data");
+        assert_eq!(w.text("data").as_deref(), expected, "{program}");
+        assert_eq!(w.text(program).is_some(), brought, "{program}");
+
+        // Bazel leaves the manifest as it is, and would bring again what was deleted.
+        age(an_hour_ago);
+        if brought {
+            fs::remove_file(w.at("data")).unwrap();
+        }
+        w.again("b").await;
+        w.hidden(now).await;
+        w.build(&[], 0).await;
+        assert_eq!(w.text("data").as_deref(), expected, "{program}, once more");
+    }
 }
 
 /// A group of files hands a program on, and does not build its runfiles: the manifest is of an earlier build. Unless the

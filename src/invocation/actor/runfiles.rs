@@ -34,6 +34,9 @@ use crate::{
     roots::Destination,
 };
 
+/// How much older than a build the files that it makes may look, in milliseconds.
+const CLOCKS_MS: i64 = 2000;
+
 /// What a program needs, and the stream does not bring, and is not a file on disk.
 struct Missing {
     target: Arc<TargetId>,
@@ -99,16 +102,19 @@ impl Actor {
             return Vec::new();
         };
         let mut directories: Vec<String> = self.ledger.directories.iter().map(str::to_owned).collect();
-        // A target whose program is not among its outputs.
+        // Programs that are not among their targets' outputs, in the package's directory or in one of the target's name,
+        // as many rules have them.
+        let mut packages = HashSet::new();
         for (target, row) in &self.ledger.targets {
-            if row.required == 0
-                && row.success
+            if row.success
                 && target.aspect.is_empty()
                 && let Some(path) = self.build.program(target)
             {
-                directories.extend(path.rsplit_once('/').map(|(directory, _)| directory.to_owned()));
+                packages.extend(path.rsplit_once('/').map(|(package, _)| package.to_owned()));
+                directories.push(format!("{path}_"));
             }
         }
+        directories.extend(packages);
         directories.sort_unstable();
         directories.dedup();
         let root = place.root.clone();
@@ -118,11 +124,46 @@ impl Actor {
             return Vec::new();
         }
         let owners = Owners::of(self);
-        let with_targets = found.into_iter().filter_map(|program| {
-            let (target, is_sure) = owners.of_program(self, &program)?;
-            Some((program, target, is_sure))
-        });
-        with_targets.collect()
+        let (mut programs, mut others) = (Vec::new(), Vec::new());
+        for program in found {
+            match owners.of_program(self, &program) {
+                Some((target, is_sure)) => programs.push((program, target, is_sure)),
+                None => others.extend(owners.by_package(&program).map(|target| (program, target))),
+            }
+        }
+        programs.extend(self.unnamed_programs(others).await);
+        programs
+    }
+
+    /// Of programs in targets' packages that no event names: those that this build has made, or that were wanted before
+    /// because of a target of this build. A program may have any name, and need not be among its target's outputs.
+    async fn unnamed_programs(
+        &self,
+        others: Vec<(String, Arc<TargetId>)>,
+    ) -> Vec<(String, Arc<TargetId>, bool)> {
+        let Some(place) = self.site.open_root().filter(|_| !others.is_empty()) else {
+            return Vec::new();
+        };
+        let (root, id, record) = (place.root.clone(), place.id, self.shared.record.clone());
+        let begun_ms = self.row.started_ms.saturating_sub(CLOCKS_MS);
+        let targets = self.ledger.targets.keys();
+        let labels: HashSet<String> = targets.map(|target| target.label.clone()).collect();
+        let look = move || {
+            let is_of_build = |program: &String| {
+                root.place
+                    .manifest_made_ms(program)
+                    .is_some_and(|made| made >= begun_ms)
+                    || ExecPath::new(program).is_ok_and(|path| {
+                        let row = record.output(id, &path);
+                        row.is_some_and(|row| row.class > Class::Known && labels.contains(&*row.label))
+                    })
+            };
+            let of_build = others.into_iter().filter(|(program, _)| is_of_build(program));
+            of_build
+                .map(|(program, target)| (program, target, false))
+                .collect()
+        };
+        spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// What the programs need and is not known to be there; `None` without programs.
@@ -403,9 +444,15 @@ impl<'a> Owners<'a> {
         }
         // It is wanted, but another one has named it first.
         named?;
+        self.by_package(program).map(|target| (target, false))
+    }
+
+    /// A target of the package that a program is in.
+    fn by_package(&self, program: &str) -> Option<Arc<TargetId>> {
+        let place = runfiles::place_in_bin(program)?;
         let ends = place.rmatch_indices('/').map(|(at, _)| at + 1).chain([0]);
         let mut packages = ends.filter_map(|end| self.by_package.get(&place[..end]));
-        packages.next().map(|target| ((*target).clone(), false))
+        packages.next().map(|target| (*target).clone())
     }
 }
 

@@ -120,6 +120,14 @@ impl OutputRoot {
         }
     }
 
+    /// When the manifest of runfiles beside a program was made, in milliseconds since the epoch; `None` without one.
+    #[must_use]
+    pub fn manifest_made_ms(&self, program: &str) -> Option<i64> {
+        let stat = fs::statat(self, format!("{program}{MANIFEST}"), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let ns = sys::stamp(&stat, 0).mtime_ns;
+        Some(ns / 1_000_000)
+    }
+
     /// Whether there is a manifest of runfiles beside a program, or in its tree of links.
     #[must_use]
     pub fn has_runfiles_manifest(&self, program: &str) -> bool {

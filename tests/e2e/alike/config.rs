@@ -152,7 +152,12 @@ impl Config {
         match (self.get("command"), self.get("targets")) {
             ("build", "files") => &["//:all", "//gen:all"],
             ("build", "trees") => &["//rules:all"],
-            ("build", "programs") if linked => &["//gen:alias", "//runfiles:linked", "//gen:tool"],
+            ("build", "programs") if linked => &[
+                "//gen:alias",
+                "//runfiles:linked",
+                "//runfiles:hidden",
+                "//gen:tool",
+            ],
             ("build", "programs") => &["//runfiles:app", "//gen:tool"],
             ("build", "tests") => &["//tests:all", "//deep/..."],
             ("build", "aspects") => &[

@@ -141,13 +141,15 @@ END
     )
     for one in ctx.attr.data:
         runfiles = runfiles.merge(one[DefaultInfo].default_runfiles)
-    return [DefaultInfo(executable = program, files = depset([program]), runfiles = runfiles)]
+    files = [program] if ctx.attr.is_listed else [other]
+    return [DefaultInfo(executable = program, files = depset(files), runfiles = runfiles)]
 
 runnable = rule(
     doc = "A program that shows its runfiles: generated files, a tree, links, and what `data` has.",
     implementation = _runnable_impl,
     attrs = {
         "data": attr.label_list(allow_files = True),
+        "is_listed": attr.bool(doc = "Whether the program is among the target's outputs.", default = True),
         "links_tree": attr.bool(doc = "A link to a tree as well, which Bazel 4 can't make."),
     },
     executable = True,
