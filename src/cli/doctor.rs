@@ -16,7 +16,7 @@ mod state;
 use std::{
     ffi::{OsStr, OsString},
     io::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -36,7 +36,7 @@ use super::{
     print,
     run::{
         CommandInfo, Line, Setting, Shims, can_forward, directories_of, find, is_ours, names_a_cache,
-        path_without, take_own_headers,
+        path_without, reach_of, take_own_headers,
     },
     runtime,
 };
@@ -169,12 +169,16 @@ async fn of_command(
         version: info.version,
         line,
     };
-    let address = command.local_backend().as_ref().and_then(socket_address);
-    let mut is_ours = false;
-    if let Some(address) = address {
-        let listener = listener(address).await;
+    if let Err(error) = reach_of(info) {
+        found.push(bazel::server(&error));
+    }
+    let (mut address, mut is_ours) = (None, false);
+    if let Some(local) = command.local_backend()
+        && let Some((at, listener)) = local_listener(&local).await
+    {
+        address = Some(at);
         is_ours = matches!(listener, Listener::Outhaul { .. } | Listener::Manager { .. });
-        found.push(port::port(address, &listener, true));
+        found.push(port::port(at, &listener, true));
     }
     let forward = can_forward(info, line, (args.upstream.clone(), args.cache.clone()));
     found.push(bazel::backend(
@@ -206,19 +210,38 @@ async fn of_command(
         place,
         cache: if names_a_cache(line) { reached } else { Ok(()) },
         is_builds_cache: !args.cache.names_a_cache(),
+        reads_action_cache: !args.place.no_action_cache,
     };
     found.push(options::downloads(&setting));
     found.extend(of_cache);
     Ok(address)
 }
 
-/// The address of a server on this machine.
-fn socket_address(endpoint: &Endpoint) -> Option<SocketAddr> {
-    let host = endpoint.host()?;
-    let ip = host.parse().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+/// Who listens where events go on this machine; for a name, at the first of its addresses where anybody does.
+async fn local_listener(endpoint: &Endpoint) -> Option<(SocketAddr, Listener)> {
+    let mut found = None;
+    for address in socket_addresses(endpoint) {
+        let listener = listener(address).await;
+        if !matches!(listener, Listener::Nobody) {
+            return Some((address, listener));
+        }
+        found = found.or(Some((address, listener)));
+    }
+    found
+}
+
+/// The addresses that a server on this machine may have.
+fn socket_addresses(endpoint: &Endpoint) -> Vec<SocketAddr> {
     let authority = endpoint.authority();
-    let (_, port) = authority.rsplit_once(':')?;
-    Some(SocketAddr::new(ip, port.parse().ok()?))
+    let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let (Some(host), Some(port)) = (endpoint.host(), port) else {
+        return Vec::new();
+    };
+    let ips = host.parse().map_or_else(
+        |_| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        |ip: IpAddr| vec![ip],
+    );
+    ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
 /// Whether the record opens. A process that has it is asked for something small.

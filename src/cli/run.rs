@@ -6,11 +6,13 @@
 //! program runs as it is, with a `PATH` on which Bazels below it are found by us first ([`shims`]).
 
 mod child;
+mod forward;
 mod host;
 mod line;
 mod mode;
 mod probe;
 mod program;
+mod reach;
 mod reports;
 mod shims;
 mod state;
@@ -38,11 +40,12 @@ use self::{
     wrapped::{Wrapped, see_through},
 };
 pub(super) use self::{
-    host::{can_forward, directories_of},
+    forward::{can_forward, directories_of},
     line::Line,
-    mode::{Mode, Setting, decide, names_a_cache},
+    mode::{KNOWN, Mode, Setting, decide, names_a_cache},
     probe::{CommandInfo, Probe},
     program::{find, is_bazel},
+    reach::reach_of,
     shims::{Shims, called_as_another, is_ours, path_without},
     state::own as own_states,
 };

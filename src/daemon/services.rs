@@ -102,6 +102,11 @@ impl Services {
         self.roots.allows(output_base)
     }
 
+    /// Whether Bazel's action cache may be read.
+    pub(crate) fn reads_action_cache(&self) -> bool {
+        !self.roots.rules().no_action_cache
+    }
+
     /// Whether the cache that a build with this command line uses answers us.
     ///
     /// # Errors

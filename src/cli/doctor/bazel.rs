@@ -10,7 +10,7 @@ use super::finding::Finding;
 use crate::{
     cli::{
         paths::workspace_around,
-        run::{CommandInfo, Line, Probe, Shims, find, is_bazel, is_ours, path_without},
+        run::{CommandInfo, KNOWN, Line, Probe, Shims, find, is_bazel, is_ours, path_without},
     },
     transport::without_user_info,
 };
@@ -23,8 +23,6 @@ const RC: &[&str] = &[
     "workspace_rc",
     "ignore_all_rc_files",
 ];
-/// The oldest Bazel whose downloads `outhaul run` takes over.
-const OLDEST: u32 = 7;
 
 /// The workspace and its Bazel, as far as there are any.
 pub(super) struct Place {
@@ -75,7 +73,11 @@ impl Place {
             (_, None) => "there is no workspace".to_owned(),
             (Err(error), _) => error.to_string(),
             (Ok(_), Some(workspace)) if starts || has_server(workspace, line.startup()) => {
-                return Some((probe.ask(line).await, true));
+                // Of another command that runs, the server says so at once.
+                let mut command = self.command.clone();
+                command.insert(1, "--noblock_for_lock".into());
+                let line = Line::building(&command)?;
+                return Some((probe.ask(&line).await, true));
             }
             (Ok(_), Some(_)) => "no Bazel server runs for this workspace, and doctor starts none".to_owned(),
         };
@@ -161,13 +163,17 @@ pub(super) fn program(place: &Place, version: Option<u32>) -> Finding {
     };
     let program = program.display();
     match version {
-        Some(version) if version >= OLDEST => Finding::ok(CODE, format!("{program} is Bazel {version}")),
+        Some(version) if KNOWN.contains(&version) => {
+            Finding::ok(CODE, format!("{program} is Bazel {version}"))
+        }
         Some(version) => Finding::note(
             CODE,
             format!(
-                "{program} is Bazel {version}: under `outhaul run`, Bazel before 7 downloads outputs itself"
+                "{program} is Bazel {version}: under `outhaul run`, only Bazels {} to {} leave downloads to outhaul",
+                KNOWN.start(),
+                KNOWN.end()
             ),
-            "use Bazel 7 or newer",
+            "use one of these, or let Bazel download outputs itself",
         ),
         None => Finding::note(
             CODE,
@@ -205,6 +211,15 @@ pub(super) fn options(info: &CommandInfo, is_asked: bool) -> Finding {
             "build once, or run `outhaul doctor --start-bazel`",
         ),
     }
+}
+
+/// A server that does not get to this `outhaul`, with the reason.
+pub(super) fn server(reason: &anyhow::Error) -> Finding {
+    Finding::error(
+        "bazel-server",
+        format!("under `outhaul run`, nothing is downloaded: {reason}"),
+        "run outhaul where Bazel's server runs, or `bazel shutdown` there and build here",
+    )
 }
 
 /// Where the command's events go. `forward` tells whether `run` can send them on; `is_ours` whether outhaul itself is there.
@@ -274,6 +289,7 @@ mod tests {
             command: vec!["bazel".into()],
         };
         for (version, level) in [
+            (Some(9), Level::Note),
             (Some(8), Level::Ok),
             (Some(7), Level::Ok),
             (Some(6), Level::Note),

@@ -320,6 +320,7 @@ mod tests {
                 place: Ok(()),
                 cache,
                 is_builds_cache: true,
+                reads_action_cache: true,
             })
             .level
         };

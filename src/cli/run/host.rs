@@ -1,28 +1,27 @@
 //! What a `run` answers each Bazel command below it: a listener for its events, and the flags that bring them there.
 
 use std::{
-    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::paths::workspace_around,
+    forward::{directories_of, has_google, has_way, upstream_at},
     mode::{Mode, Setting, decide, names_a_cache},
     probe::CommandInfo,
+    reach::{Reach, reach_of},
 };
 use crate::{
     bep::event::CommandLine,
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, FROM_BUILD, UpstreamArgs},
     daemon::{EventListeners, Services},
-    sources::{BuildDirectories, google_of},
-    transport::{ConnectOptions, Endpoint, Header, auth::has_helper, netrc, without_user_info},
+    transport::without_user_info,
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -39,11 +38,6 @@ const MINIMAL: &str = "--remote_download_minimal";
 pub(super) const REPEATED: &str = "build";
 /// Where the listeners are.
 const LOOPBACK: &str = "127.0.0.1";
-/// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
-/// Google's credentials: older ones fail there.
-const GOOGLE_UNENCRYPTED: u32 = 7;
-/// The oldest Bazel that reads a `.netrc`.
-const NETRC: u32 = 5;
 /// Has Bazel end without waiting for the upload of its events, which cannot fail it then.
 const NO_WAIT: &str = "--bes_upload_mode=nowait_for_upload_complete";
 /// Has Bazel upload no files for its events.
@@ -218,15 +212,10 @@ impl Host {
         line: Option<&CommandLine>,
         answer: &mut Answer,
     ) -> anyhow::Result<(BesService, Option<String>, Reach)> {
-        // Java's own proxies lead elsewhere than we get, and the service may not be reached otherwise.
-        let has_proxy = info.options.as_ref().is_ok_and(|options| options.has_proxy);
-        if has_proxy && line.is_some_and(|line| line.given("bes_backend").is_some()) {
-            bail!("outhaul cannot forward events through the proxy that Bazel's --host_jvm_args name");
+        if let Some(line) = line {
+            has_way(info, line)?;
         }
-        let reach = reach_of(info);
-        if reach == Reach::Apart {
-            bail!("Bazel's server runs in another network namespace, from which it cannot reach outhaul");
-        }
+        let reach = reach_of(info)?;
         let (events, upstream) = self.event_listener(info, line, answer).await?;
         Ok((events, upstream, reach))
     }
@@ -361,6 +350,7 @@ impl Host {
             }),
             cache: Ok(()),
             is_builds_cache: self.reads_builds_cache(line),
+            reads_action_cache: self.services.reads_action_cache(),
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let directories = directories_of(info);
@@ -474,6 +464,11 @@ impl Host {
         self.any(|heard| heard.leaves_downloads)
     }
 
+    /// Whether Bazel left downloads to us, and told us nothing: a wrapper around it may have the last word on its flags.
+    pub(super) fn is_left_unheard(&self) -> bool {
+        self.any(|heard| heard.leaves_downloads && !heard.came())
+    }
+
     /// Whether a command names a remote executor.
     pub(super) fn has_executor(&self) -> bool {
         self.any(|heard| heard.has_executor)
@@ -535,131 +530,6 @@ impl Host {
     }
 }
 
-/// Whether a command has Google's credentials.
-///
-/// # Errors
-/// When it sends no events to an address that is not encrypted then.
-fn has_google(info: &CommandInfo, line: &CommandLine) -> anyhow::Result<bool> {
-    let has_google = google_of(line, Path::new("")).is_some();
-    if has_google && info.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
-        bail!("with Google's credentials, this Bazel sends events only over encrypted connections");
-    }
-    Ok(has_google)
-}
-
-/// The event service at an address that a command names, with the command's own words on how it is reached.
-fn upstream_at(
-    backend: &str,
-    info: &CommandInfo,
-    line: Option<&CommandLine>,
-    (mut upstream, mut cache): (UpstreamArgs, CacheArgs),
-    hold: HoldPolicy,
-) -> anyhow::Result<Option<Upstream>> {
-    let named = |name: &str| line?.given(name);
-    upstream.bes_backend = Some(match named("bes_proxy") {
-        None => backend.to_owned(),
-        Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
-        Some(proxy) => {
-            bail!(
-                "outhaul cannot forward events through --bes_proxy={}",
-                without_user_info(proxy)
-            );
-        }
-    });
-    if let Some(line) = line {
-        // Bazel's server runs in the workspace, where relative files are looked for.
-        let workspace = directories_of(info).workspace;
-        let path = |name| Some(workspace.join(line.given(name)?));
-        let tls = &mut cache.tls;
-        for (file, name) in [
-            (&mut tls.tls_certificate, "tls_certificate"),
-            (&mut tls.tls_client_certificate, "tls_client_certificate"),
-            (&mut tls.tls_client_key, "tls_client_key"),
-        ] {
-            *file = file.take().or_else(|| path(name));
-        }
-        upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
-            .into_iter()
-            .flat_map(|name| line.all(name))
-            .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
-            .collect();
-        upstream.google = google_of(line, &workspace);
-        let has_netrc = info.version.is_none_or(|version| version >= NETRC);
-        let login = |host: &str| netrc::of_user(host).filter(|_| has_netrc);
-        authorize(&mut upstream, line, backend, login);
-        upstream.workspace = Some(workspace);
-    }
-    upstream
-        .upstream(&mut cache, hold)
-        .map_err(|e| anyhow!("outhaul cannot forward events to the build's own event service: {e}"))
-}
-
-/// Whether events of a command can go by us to the event service that it names, if it names one.
-///
-/// # Errors
-/// When they cannot, with the reason.
-pub(in crate::cli) fn can_forward(
-    info: &CommandInfo,
-    line: &CommandLine,
-    (mut upstream, cache): (UpstreamArgs, CacheArgs),
-) -> anyhow::Result<()> {
-    has_google(info, line)?;
-    let Some(backend) = line.given("bes_backend") else {
-        return Ok(());
-    };
-    if upstream.bes_backend.as_deref() != Some(backend) {
-        upstream.bes_header.clear();
-    }
-    upstream_at(
-        backend,
-        info,
-        Some(line),
-        (upstream, cache),
-        HoldPolicy::default(),
-    )
-    .map(drop)
-}
-
-/// Where a command's relative files are.
-pub(in crate::cli) fn directories_of(info: &CommandInfo) -> BuildDirectories {
-    let working_directory = info.directory.clone();
-    BuildDirectories {
-        workspace: workspace_around(&working_directory).unwrap_or_else(|| working_directory.clone()),
-        working_directory,
-    }
-}
-
-/// Whether Bazel's server gets to a port of this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reach {
-    Sure,
-    /// It is not to be seen from here.
-    Unknown,
-    /// It has a network of its own.
-    Apart,
-}
-
-/// Looks where a command's server is. It runs since the command's options were asked for.
-fn reach_of(info: &CommandInfo) -> Reach {
-    let base = info.options.as_ref().ok().and_then(|o| o.output_base.as_deref());
-    // One that serves a single command, with --batch, leaves no number.
-    let Some((base, pid)) = base.and_then(|base| {
-        let pid = std::fs::read_to_string(base.join("server/server.pid.txt")).ok()?;
-        Some((base, pid.trim().parse::<u32>().ok()?))
-    }) else {
-        return Reach::Sure;
-    };
-    let network = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net"));
-    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let named = base.as_os_str().as_bytes();
-    let is_server = !named.is_empty() && words.windows(named.len()).any(|part| part == named);
-    match (network(&pid.to_string()), network("self")) {
-        (Ok(theirs), Ok(ours)) if is_server && theirs == ours => Reach::Sure,
-        (Ok(_), Ok(_)) if is_server => Reach::Apart,
-        _ => Reach::Unknown,
-    }
-}
-
 /// What keeps Bazel from failing, or uploading what it would not have, only because we want its events.
 fn upload_flags(
     version: Option<u32>,
@@ -683,40 +553,6 @@ fn upload_flags(
         .collect()
 }
 
-/// What the command's own event service is shown. What Bazel shows our address by itself is for us.
-fn authorize(
-    upstream: &mut UpstreamArgs,
-    line: &CommandLine,
-    backend: &str,
-    login: impl Fn(&str) -> Option<(String, String)>,
-) {
-    let says_who = |header: &str| {
-        let name = header.split('=').next().unwrap_or_default();
-        name.eq_ignore_ascii_case("authorization")
-    };
-    if line.all("bes_header").any(says_who) || upstream.bes_header.iter().any(|h| says_who(h)) {
-        return;
-    }
-    upstream.is_authorized_here = true;
-    if upstream.google.is_none()
-        && let Ok(endpoint) = Endpoint::parse("--bes_backend", backend)
-        && let Some((user, password)) = endpoint.host().and_then(login)
-        && !is_helped(upstream, endpoint)
-    {
-        let header = Header::basic(&user, &password);
-        upstream
-            .bes_header
-            .push(format!("{}={}", header.name(), header.value()));
-    }
-}
-
-/// Whether one of the command's helpers is for a server.
-fn is_helped(upstream: &UpstreamArgs, endpoint: Endpoint) -> bool {
-    let mut connect = ConnectOptions::new(endpoint);
-    connect.credential_helpers.clone_from(&upstream.credential_helper);
-    has_helper(&connect)
-}
-
 /// Whether Bazel writes events into a file.
 fn writes_events(line: &CommandLine) -> bool {
     let files = [
@@ -731,87 +567,4 @@ fn writes_events(line: &CommandLine) -> bool {
 fn waits(line: &CommandLine) -> bool {
     line.last("bes_upload_mode")
         .is_none_or(|mode| mode == "wait_for_upload_complete")
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::{super::probe::Options, *};
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        upstream: UpstreamArgs,
-    }
-
-    #[test]
-    fn what_bazel_shows_our_address_is_not_for_another_service() {
-        let login = |host: &str| (host == "events").then(|| ("me".to_owned(), "secret".to_owned()));
-        let basic = Header::basic("me", "secret").value().to_owned();
-        let of_netrc = format!("authorization={basic}");
-        for (own, options, expected, is_authorized_here) in [
-            (&[][..], &[][..], &[of_netrc.as_str()][..], true),
-            (&[], &["--bes_header=x=y"], &[&of_netrc], true),
-            (&[], &["--bes_header=Authorization=Bearer x"], &[], false),
-            (
-                &["--bes-header=authorization=Bearer x"],
-                &[],
-                &["authorization=Bearer x"],
-                false,
-            ),
-        ] {
-            let mut upstream = Cli::parse_from([&["outhaul"], own].concat()).upstream;
-            authorize(
-                &mut upstream,
-                &Options::of(options).line(),
-                "grpcs://events",
-                login,
-            );
-            assert_eq!(upstream.bes_header, expected, "{own:?} {options:?}");
-            assert_eq!(
-                upstream.is_authorized_here, is_authorized_here,
-                "{own:?} {options:?}"
-            );
-        }
-        let mut other = Cli::parse_from(["outhaul"]).upstream;
-        authorize(&mut other, &Options::of(&[]).line(), "grpc://other:1", login);
-        assert_eq!((other.bes_header.len(), other.is_authorized_here), (0, true));
-    }
-
-    #[test]
-    fn a_server_is_found_by_its_number_and_its_output_base() {
-        let base = tempfile::tempdir().unwrap();
-        let mut options = Options::of(&[]);
-        options.output_base = Some(base.path().to_owned());
-        let info = CommandInfo {
-            word: "build".to_owned(),
-            directory: PathBuf::new(),
-            version: Some(7),
-            backend: None,
-            options: Ok(options),
-            is_refused: false,
-        };
-        assert_eq!(reach_of(&info), Reach::Sure, "without a server");
-        std::fs::create_dir(base.path().join("server")).unwrap();
-        let write = |pid: u32| std::fs::write(base.path().join("server/server.pid.txt"), pid.to_string());
-        let sleep = |of: &Path| {
-            let mut command = std::process::Command::new("sh");
-            command.args(["-c", "read line"]).arg(of);
-            command.stdin(std::process::Stdio::piped()).spawn().unwrap()
-        };
-        for (of, expected) in [(base.path(), Reach::Sure), (Path::new("/other"), Reach::Unknown)] {
-            let mut server = sleep(of);
-            // It may just be about to become what it is to be.
-            let words = || std::fs::read(format!("/proc/{}/cmdline", server.id())).unwrap_or_default();
-            while !words().starts_with(b"sh\0") {
-                std::thread::yield_now();
-            }
-            write(server.id()).unwrap();
-            assert_eq!(reach_of(&info), expected, "{}", of.display());
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
-        assert_eq!(reach_of(&info), Reach::Unknown, "there is none any more");
-    }
 }

@@ -1,10 +1,13 @@
 //! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
 //! by us.
 
+use std::ops::RangeInclusive;
+
 use crate::{bep::event::CommandLine, transport::is_http};
 
-/// The oldest Bazel that tells in its events, and keeps on its disk, what all of its own download mode needs.
-const OLDEST: u32 = 7;
+/// The Bazels that tell in their events, and keep on their disks, what all of their own download mode needs. The action
+/// caches of newer ones have other formats ([`crate::action_cache`]).
+pub(in crate::cli) const KNOWN: RangeInclusive<u32> = 7..=8;
 
 /// What counts for the decision, and is not among the options.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(in crate::cli) struct Setting<'a> {
     pub(in crate::cli) cache: Result<(), String>,
     /// Whether that is the build's own.
     pub(in crate::cli) is_builds_cache: bool,
+    /// Whether Bazel's action cache may be read.
+    pub(in crate::cli) reads_action_cache: bool,
 }
 
 /// Whether Bazel or Outhaul downloads.
@@ -51,8 +56,11 @@ pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
     if let Err(reason) = &setting.place {
         return Mode::Unable(format!("Bazel downloads outputs itself: {reason}"));
     }
-    if setting.version.is_none_or(|version| version < OLDEST) {
-        return Mode::Own("this Bazel is older than 7, or its version is unknown");
+    if setting.version.is_none_or(|version| !KNOWN.contains(&version)) {
+        return Mode::Own("this Bazel is older than 7 or newer than 8, or its version is unknown");
+    }
+    if !setting.reads_action_cache {
+        return Mode::Own("--no-action-cache");
     }
     if setting.word == "mobile-install" {
         return Mode::Own("mobile-install needs its outputs while it runs");
@@ -147,6 +155,7 @@ mod tests {
             place: Ok(()),
             cache: Ok(()),
             is_builds_cache: true,
+            reads_action_cache: true,
         };
         change(&mut setting);
         decide(&setting)
@@ -229,6 +238,8 @@ mod tests {
         assert!(kept(|s| s.version = None));
         assert!(kept(|s| s.version = Some(6)));
         assert!(!kept(|s| s.version = Some(8)));
+        assert!(kept(|s| s.version = Some(9)), "its action cache cannot be read");
+        assert!(kept(|s| s.reads_action_cache = false));
         assert!(kept(|s| s.word = "mobile-install"));
         assert!(!kept(|s| s.word = "run"));
     }

@@ -22,6 +22,8 @@ use tokio::process::{Child, Command};
 use super::line::Line;
 use crate::bep::event::CommandLine;
 
+/// Where the directory of the `outhaul run` around a program is. A `tools/bazel` calls `outhaul-bazel` in it.
+pub(super) const VARIABLE: &str = "OUTHAUL_RUN";
 /// How long it may take; most of it is for a server that has to start first.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a Bazel that took too long may take to end.
@@ -34,6 +36,9 @@ const WAITING: &str = "Another command";
 const UNRECOGNIZED: &str = "Unrecognized option: ";
 /// Bytes that are read of what Bazel says, and of the file of its events.
 const MOST: u64 = 64 << 20;
+
+/// Where events go: with these after ours, they do not come here.
+const WAY: &[&str] = &["--bes_backend=", "--bes_proxy="];
 
 /// With these no command starts. One would do; a Bazel may not know one of them.
 const STOPPING: &[&str] = &[
@@ -165,7 +170,7 @@ impl Probe<'_> {
         let mut command = Process::new(self.program);
         command
             .env("PATH", self.path)
-            .env_remove(super::shims::VARIABLE)
+            .env_remove(VARIABLE)
             .stdin(Stdio::null());
         if let Some(directory) = self.directory {
             command.current_dir(directory);
@@ -352,7 +357,14 @@ fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
         .windows(flags.len())
         .rposition(|window| window == flags);
     let ours = ours.ok_or_else(|| anyhow!("Bazel reported other options than it was given"))?;
-    options.list.drain(ours..ours + flags.len());
+    let behind = options.list.split_off(ours + flags.len());
+    let is_way = |option: &&String| WAY.iter().any(|way| option.starts_with(way));
+    if let Some(option) = behind.iter().find(is_way) {
+        let name = option.split('=').next().unwrap_or_default();
+        bail!("a wrapper around Bazel adds {name} after all other options");
+    }
+    options.list.truncate(ours);
+    options.list.extend(behind);
     Ok(options)
 }
 
@@ -470,6 +482,26 @@ exit 2
                 "--test_sharding_strategy=disabled"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn what_a_wrapper_adds_after_ours_must_not_lead_events_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        for (added, name) in [
+            ("--bes_backend=", Some("--bes_backend")),
+            ("--bes_backend=grpc://h:1", Some("--bes_backend")),
+            ("--bes_proxy=unix:/s", Some("--bes_proxy")),
+            ("--remote_cache=grpc://h:1", None),
+            ("--bes_backend_not=1", None),
+        ] {
+            let variables = format!("IMPLIED=',\"{added}\"'");
+            let told = asked(dir.path(), &variables, "bazel build //a").await;
+            match (told.options, name) {
+                (Err(reason), Some(name)) => assert!(reason.contains(&format!("adds {name} ")), "{reason}"),
+                (Ok(options), None) => assert_eq!(options.list.last().unwrap(), added),
+                (told, _) => panic!("{added}: {told:?}"),
+            }
+        }
     }
 
     #[test]

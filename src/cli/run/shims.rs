@@ -30,12 +30,10 @@ use super::super::print;
 use super::{
     host::{Answer, Attempt, Host},
     line::Line,
-    probe::{CommandInfo, Probe},
+    probe::{CommandInfo, Probe, VARIABLE},
     program,
 };
 
-/// Where the directory of the `outhaul run` around a program is. A `tools/bazel` calls `outhaul-bazel` in it.
-pub(super) const VARIABLE: &str = "OUTHAUL_RUN";
 /// Names that Bazels are called by.
 const NAMES: &[&str] = &["bazel", "bazelisk"];
 /// Called so, the first argument is the Bazel.

@@ -14,10 +14,10 @@ use super::{
     child::{self, Signals},
     host::{Attempt, Host, REPEATED},
     line::Line,
-    probe::Probe,
+    probe::{Probe, VARIABLE},
     program,
     reports::{Reports, tell},
-    say, shims,
+    say,
 };
 use crate::{invocation::Report, open_files};
 
@@ -80,7 +80,7 @@ impl Wrapped<'_> {
             return self.after_failed_upload(signals).await;
         }
         let is_over = matches!(code, 0 | BUILD_FAILED) || self.strict && code == STRICT;
-        if is_over && self.has_lost_outputs() {
+        if is_over && self.has_lost_outputs(code) {
             return Ok(self.after_lost_outputs(code, signals).await);
         }
         Ok(code)
@@ -135,7 +135,7 @@ impl Wrapped<'_> {
                 command[0] = bazel.into();
                 environment.push(("PATH", Some(self.path.clone())));
             }
-            environment.push((shims::VARIABLE, None));
+            environment.push((VARIABLE, None));
             if self.is_building {
                 let asking = flagged(&command, bazel, self.path, self.started, attempt);
                 tokio::select! {
@@ -207,13 +207,14 @@ impl Wrapped<'_> {
         }
     }
 
-    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again. Tests may do
-    /// anything, and one that has passed would not bring its files: Bazel has it in its own cache.
-    fn has_lost_outputs(&self) -> bool {
+    /// Whether outputs that Bazel left to us are missing because of the cache, or for want of events, of a command that may
+    /// run again. Tests may do anything, and one that has passed would not bring its files: Bazel has it in its own cache.
+    fn has_lost_outputs(&self, code: u8) -> bool {
         let Started { host, reports, .. } = self.started;
         host.is_left_downloads()
             && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
-            && reports.lock().last().is_some_and(|report| report.tally.lost > 0)
+            && (reports.lock().last().is_some_and(|report| report.tally.lost > 0)
+                || code == 0 && host.is_left_unheard())
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
