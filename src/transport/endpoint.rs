@@ -239,13 +239,7 @@ impl Endpoint {
     /// Whether it is on this machine, as far as the address says.
     pub(crate) fn is_local(&self) -> bool {
         let has_no_host = matches!(self.0, Address::Unix(_) | Address::Directory(_));
-        has_no_host
-            || self.host().is_some_and(|host| {
-                host == "localhost"
-                    || host
-                        .parse::<std::net::IpAddr>()
-                        .is_ok_and(|address| address.is_loopback())
-            })
+        has_no_host || self.host().is_some_and(is_this_machine)
     }
 
     /// `HOST:PORT`, as a gRPC channel's authority and so `bytestream://` URIs have it.
@@ -331,6 +325,12 @@ impl fmt::Display for Bracketed<'_> {
 pub(crate) fn is_http(address: &str) -> bool {
     let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
     scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+}
+
+/// Whether a host, without brackets, is this machine, as far as its name says.
+pub(crate) fn is_this_machine(host: &str) -> bool {
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The host in lower case, and the port or the default one; or what is wrong with them.

@@ -24,6 +24,8 @@ pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
 pub(crate) use delays::Delays;
 pub use endpoint::Endpoint;
+#[cfg(feature = "object-stores")]
+pub(crate) use endpoint::is_this_machine;
 pub(crate) use endpoint::{http_url, is_http, split_user_info, without_user_info};
 pub use error::RemoteError;
 pub(crate) use error::RemoteErrorKind;

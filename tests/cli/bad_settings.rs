@@ -151,6 +151,27 @@ async fn wrong_environment_variables_are_named_as_well() {
     finish(command).await.says(2, &["--writers"]);
 }
 
+#[tokio::test]
+async fn googles_credentials_of_a_kind_that_cannot_be_used_are_not_passed_over() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join(".config/gcloud");
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("application_default_credentials.json");
+    std::fs::write(&file, r#"{"type": "other"}"#).unwrap();
+    let digest = format!("{}/1", "a".repeat(64));
+    let mut command = outhaul();
+    command.args(["fetch", "blob", &digest, "-o", "-"]);
+    command
+        .arg("--remote-cache=gs://b?endpoint=http://127.0.0.1:1")
+        .env("HOME", home.path());
+    let parts = [
+        &*file.display().to_string(),
+        "not a service_account",
+        "anonymous=yes",
+    ];
+    finish(command).await.says(2, &parts);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_directory_that_is_held_names_its_holder_and_the_way_out() {
     let world = World::new().await;

@@ -39,6 +39,8 @@ pub(super) enum Broken {
     NotEncrypted(String),
     #[error("the answer has more than {0} bytes")]
     Long(usize),
+    #[error("{0} cannot be verified: {1}")]
+    NoAuthorities(String, String),
 }
 
 impl Refusal {
@@ -184,7 +186,7 @@ pub(super) fn explain(context: String, error: &object_store::Error) -> RemoteErr
     let kind = match find::<Broken>(error) {
         Some(Broken::Slow(_)) => RemoteErrorKind::Timeout,
         Some(Broken::RangeIgnored | Broken::Long(_)) => RemoteErrorKind::Protocol,
-        Some(Broken::NotEncrypted(_)) => RemoteErrorKind::Config,
+        Some(Broken::NotEncrypted(_) | Broken::NoAuthorities(..)) => RemoteErrorKind::Config,
         None if find::<hyper::Error>(error).is_some()
             || find::<hyper_util::client::legacy::Error>(error).is_some()
             || find::<io::Error>(error).is_some_and(|error| error.kind() != io::ErrorKind::NotFound) =>

@@ -33,10 +33,10 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(super) enum ProfileError {
     #[error("failed to read {0}: {1}")]
     Read(PathBuf, io::Error),
-    #[error("there is no profile {0} in {1} or {2} (AWS_PROFILE)")]
+    #[error("there is no profile {0} in {1} or {2} (AWS_PROFILE or AWS_DEFAULT_PROFILE)")]
     Missing(String, PathBuf, PathBuf),
     #[error(
-        "the profile {0} has no keys and no credential_process; {1} is not supported: use a credential_process"
+        "the profile {0} has {1}, which is not supported: name a profile with keys or with a credential_process"
     )]
     Unsupported(String, &'static str),
     #[error("the profile {0} has an access key without its secret, or a secret without its key")]
@@ -70,7 +70,7 @@ impl Files {
                 .get(variable)
                 .map_or_else(|| Path::new(&home).join(".aws").join(name), PathBuf::from)
         };
-        let named = environment.get("AWS_PROFILE");
+        let named = environment.first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]);
         Self {
             named: named.is_some(),
             name: named.unwrap_or_else(|| "default".to_owned()),
@@ -84,9 +84,10 @@ impl Files {
     /// # Errors
     /// When a file that is there cannot be read, or the profile that was asked for is in none.
     pub(super) fn read(&self) -> Result<Option<Profile>, ProfileError> {
-        let config = section(&text_of(&self.config)?, |header| {
-            let name = header.strip_prefix("profile").map_or(header, str::trim);
-            name == self.name
+        let config = section(&text_of(&self.config)?, |header| match &*words(header) {
+            [kind, name] => kind == "profile" && *name == self.name,
+            // The only one that needs no `profile` there.
+            _ => header == "default" && self.name == header,
         });
         let credentials = section(&text_of(&self.credentials)?, |header| header == self.name);
         if config.is_none() && credentials.is_none() {
@@ -116,24 +117,34 @@ fn text_of(file: &Path) -> Result<String, ProfileError> {
     fs::read_to_string(file).map_err(failed)
 }
 
-/// The settings below the headers that fit. Nested settings, which are indented, are not ours.
+/// The settings below the headers that fit, by the rules of AWS's tools, which read them with Python's `configparser`: what
+/// is indented further than the setting before it belongs to that one. Such nested settings are not ours.
 fn section(text: &str, fits: impl Fn(&str) -> bool) -> Option<HashMap<String, String>> {
     let mut found: Option<HashMap<String, String>> = None;
     let mut inside = false;
+    // How far the setting before is indented, if there is one in this section.
+    let mut before = None;
     for line in text.lines() {
-        if line.starts_with(['#', ';', ' ', '\t']) {
+        let written = line.trim_start();
+        let indent = line.len() - written.len();
+        if written.is_empty() || written.starts_with(['#', ';']) {
             continue;
         }
-        if let Some(header) = line
-            .trim()
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
-            inside = fits(header.trim());
+        if let Some(header) = written.strip_prefix('[') {
+            // Whatever follows the name, and even if there is none: the section before it ends here.
+            inside = header.split_once(']').is_some_and(|(name, _)| fits(name.trim()));
+            before = None;
             if inside {
                 found.get_or_insert_default();
             }
-        } else if let (true, Some((key, value)), Some(found)) = (inside, line.split_once('='), &mut found) {
+            continue;
+        }
+        if before.is_some_and(|before| indent > before) {
+            continue;
+        }
+        before = Some(indent);
+        if let (true, Some((key, value)), Some(found)) = (inside, written.split_once(['=', ':']), &mut found)
+        {
             found.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
         }
     }
@@ -157,6 +168,12 @@ impl Profile {
     /// # Errors
     /// When they come from where we cannot get them.
     pub(super) fn has_credentials(&self) -> Result<bool, ProfileError> {
+        let unsupported = |key| Err(ProfileError::Unsupported(self.name.clone(), key));
+        // AWS's tools assume the role whatever keys there are: these are of somebody else.
+        let assumed = ["source_profile", "credential_source", "web_identity_token_file"];
+        if self.get("role_arn").is_some() && assumed.into_iter().any(|key| self.get(key).is_some()) {
+            return unsupported("role_arn");
+        }
         match (self.get("aws_access_key_id"), self.get("aws_secret_access_key")) {
             (Some(_), Some(_)) => return Ok(true),
             (None, None) => {}
@@ -173,7 +190,7 @@ impl Profile {
             "web_identity_token_file",
         ];
         match elsewhere.into_iter().find(|key| self.get(key).is_some()) {
-            Some(key) => Err(ProfileError::Unsupported(self.name.clone(), key)),
+            Some(key) => unsupported(key),
             None => Ok(false),
         }
     }
@@ -200,21 +217,44 @@ impl Profile {
             .await
             .map_err(|_| failed(&format!("it printed nothing within {patience:?}")))?
             .map_err(|e| failed(&format!("{program}: {e}")))?;
-        let printed: Printed = serde_json::from_slice(&printed)
+        let printed: Given = serde_json::from_slice(&printed)
             .map_err(|_| failed("it printed no JSON with Version, AccessKeyId and SecretAccessKey"))?;
-        if printed.version != 1 {
+        if printed.version != Some(1) {
             return Err(failed("it printed another Version than 1"));
         }
-        let kept = match printed.expiration {
+        printed
+            .credential()
+            .map_err(|what| failed(&format!("it printed {what}")))
+    }
+}
+
+/// What a `credential_process` prints, and the service of a container answers. No `Debug`: it is all secrets.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Given {
+    version: Option<u32>,
+    access_key_id: String,
+    secret_access_key: String,
+    #[serde(alias = "Token")]
+    session_token: Option<String>,
+    expiration: Option<String>,
+}
+
+impl Given {
+    /// As credentials, and until when they may be used.
+    ///
+    /// # Errors
+    /// What was given instead.
+    pub(super) fn credential(self) -> Result<(AwsCredential, Instant), &'static str> {
+        let kept = match self.expiration {
             None => KEPT,
             Some(text) => {
                 let time = text.parse::<prost_types::Timestamp>().ok();
                 let time = time.and_then(|time| SystemTime::try_from(time).ok());
-                let time =
-                    time.ok_or_else(|| failed("it printed an Expiration that is not an RFC 3339 time"))?;
+                let time = time.ok_or("an Expiration that is not an RFC 3339 time")?;
                 let left = time.duration_since(SystemTime::now()).unwrap_or_default();
                 if left.is_zero() {
-                    return Err(failed("it printed credentials that have expired"));
+                    return Err("credentials that have expired");
                 }
                 left.saturating_sub(MARGIN)
                     .max(left.min(LEAST))
@@ -222,23 +262,12 @@ impl Profile {
             }
         };
         let credential = AwsCredential {
-            key_id: printed.access_key_id,
-            secret_key: printed.secret_access_key,
-            token: printed.session_token,
+            key_id: self.access_key_id,
+            secret_key: self.secret_access_key,
+            token: self.session_token,
         };
-        Ok((credential, now + kept))
+        Ok((credential, Instant::now() + kept))
     }
-}
-
-/// What a `credential_process` prints. No `Debug`: it is all secrets.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Printed {
-    version: u32,
-    access_key_id: String,
-    secret_access_key: String,
-    session_token: Option<String>,
-    expiration: Option<String>,
 }
 
 /// What a program prints. Its errors may have secrets in them and are not shown.
@@ -383,6 +412,61 @@ mod tests {
         assert_eq!(default.key_id, "A");
     }
 
+    #[test]
+    fn files_are_read_as_aws_tools_read_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = "aws_access_key_id = MINE\naws_secret_access_key = s3cret\n";
+        let theirs = "aws_access_key_id = THEIRS\naws_secret_access_key = no\n";
+        let indented = "  aws_access_key_id = MINE\n  # x\n\n  aws_secret_access_key = s3cret\n";
+        for (name, credentials, config) in [
+            // What follows a header is a comment.
+            (
+                "default",
+                format!("[default] # [me]\n{keys}[prod] ; theirs\n{theirs}"),
+                "",
+            ),
+            // A header ends what is before it, also if it is damaged or indented.
+            ("default", format!("[default]\n{keys}[prod\n{theirs}"), ""),
+            ("default", format!("[default]\n{keys}  [prod]\n{theirs}"), ""),
+            ("default", format!("[default]\n{indented}[prod]\n{theirs}"), ""),
+            (
+                "default",
+                format!("  [default]\n{indented}  [prod]\n{theirs}"),
+                "",
+            ),
+            ("default", format!("[default]\n{}", keys.replace(" =", ":")), ""),
+            (
+                "default",
+                format!("[default]\n{keys}s3 =\n  aws_access_key_id = no\n"),
+                "",
+            ),
+            (
+                "default",
+                String::new(),
+                &*format!("[profile no]\n{theirs}[default]\n{keys}"),
+            ),
+            // Quoted as `aws configure` does, and by hand.
+            ("my team", String::new(), &*format!("[profile 'my team']\n{keys}")),
+            (
+                "my team",
+                String::new(),
+                &*format!("[profile \"my team\"]\n{keys}"),
+            ),
+            (
+                "prod",
+                String::new(),
+                &*format!("[profile\tprod]\n{keys}[prod]\n{theirs}[profileprod]\n{theirs}"),
+            ),
+        ] {
+            let shown = format!("{credentials}{config}");
+            let profile = files(dir.path(), Some(name), &credentials, config).read();
+            let profile = profile.expect(&shown).expect(&shown);
+            assert!(profile.has_credentials().expect(&shown), "{shown}");
+            assert_eq!(profile.get("aws_access_key_id"), Some("MINE"), "{shown}");
+            assert_eq!(profile.get("aws_secret_access_key"), Some("s3cret"), "{shown}");
+        }
+    }
+
     #[tokio::test]
     async fn a_command_prints_them() {
         let dir = tempfile::tempdir().unwrap();
@@ -440,8 +524,19 @@ mod tests {
         assert!(none.contains("no profile p"), "{none}");
         assert!(files(dir.path(), None, "[q]\n", "").read().unwrap().is_none());
         for (config, part) in [
-            ("[profile p]\nsso_session = x\n", "sso_session is not supported"),
-            ("[profile p]\nrole_arn = x\n", "role_arn is not supported"),
+            (
+                "[profile p]\nsso_session = x\n",
+                "has sso_session, which is not supported",
+            ),
+            ("[profile p]\nrole_arn = x\n", "has role_arn"),
+            (
+                "[profile p]\nrole_arn = x\nsource_profile = p\naws_access_key_id=a\naws_secret_access_key=b\n",
+                "has role_arn",
+            ),
+            (
+                "[profile p]\nrole_arn = x\ncredential_source = Environment\ncredential_process = true\n",
+                "has role_arn",
+            ),
             ("[profile p]\naws_access_key_id = x\n", "without its secret"),
         ] {
             let profile = files(dir.path(), Some("p"), "", config).read().unwrap().unwrap();

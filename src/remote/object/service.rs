@@ -43,6 +43,8 @@ pub(super) struct Connector {
     client: Client<HttpsConnector<TcpConnector>, HttpRequestBody>,
     /// How long the head of an answer may take.
     patience: Duration,
+    /// Why servers' certificates cannot be verified, if so.
+    unverifiable: Option<String>,
 }
 
 impl Connector {
@@ -60,8 +62,15 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(options.connect.connect_timeout));
+        let (config, unverifiable) = match tls.client_config(true) {
+            Ok(config) => (config, None),
+            // Where the system has no authorities, what needs none still works.
+            Err(error) if tls.certificate.is_none() => (tls.client_config(false)?, Some(error.message)),
+            Err(error) => return Err(error),
+        };
         Ok(Self {
-            client: https::client_by(tls.client_config(true)?, tcp, PARALLEL),
+            client: https::client_by(config, tcp, PARALLEL),
+            unverifiable,
             patience: options.stall_timeout,
         })
     }
@@ -100,9 +109,15 @@ impl HttpService for Service {
 
 impl Service {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        if !self.plain && request.uri().scheme_str() != Some("https") {
-            let host = request.uri().host().unwrap_or_default().to_owned();
-            return Err(HttpError::new(HttpErrorKind::Connect, Broken::NotEncrypted(host)));
+        let is_https = request.uri().scheme_str() == Some("https");
+        let host = || request.uri().host().unwrap_or_default().to_owned();
+        let broken = match &self.connector.unverifiable {
+            _ if !is_https && !self.plain => Some(Broken::NotEncrypted(host())),
+            Some(reason) if is_https => Some(Broken::NoAuthorities(host(), reason.clone())),
+            _ => None,
+        };
+        if let Some(broken) = broken {
+            return Err(HttpError::new(HttpErrorKind::Connect, broken));
         }
         let ranged = request.headers().contains_key(RANGE);
         let streamed = request.extensions().get::<Streamed>().is_some();

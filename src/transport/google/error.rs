@@ -9,7 +9,8 @@ pub(super) enum GoogleError {
     NoScope,
     #[error(
         "there are none: GOOGLE_APPLICATION_CREDENTIALS is not set, gcloud has left no \
-         application_default_credentials.json, and this is no machine of Google's"
+         application_default_credentials.json, and this machine does not say that it is Google's (if it is, set \
+         GCE_METADATA_HOST=metadata.google.internal)"
     )]
     NoCredentials,
     #[error("GCE_METADATA_HOST is not a host")]
@@ -22,7 +23,8 @@ pub(super) enum GoogleError {
     #[error("the file does not contain Google credentials")]
     NotCredentials,
     #[error(
-        "the file's credentials are not a service_account, authorized_user or external_account; others cannot be used"
+        "the file's credentials are not a service_account, authorized_user, external_account or \
+         impersonated_service_account; others cannot be used"
     )]
     UnknownType,
     #[error("the file's credentials have no {0}")]

@@ -13,12 +13,12 @@ use ring::{
     signature::{RSA_PKCS1_SHA256, RsaKeyPair},
 };
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     call::Call,
     error::GoogleError,
-    token::{DEFAULT_SCOPE, Question, encoded},
+    token::{Account, DEFAULT_SCOPE, Question, encoded},
 };
 
 const TOKEN_ENDPOINT: &str = "https://oauth2.googleapis.com/token";
@@ -42,6 +42,9 @@ pub(super) struct Written {
     token_url: Option<String>,
     service_account_impersonation_url: Option<String>,
     credential_source: Option<Source>,
+    source_credentials: Option<Box<Self>>,
+    #[serde(default)]
+    delegates: Vec<String>,
     quota_project_id: Option<String>,
 }
 
@@ -53,6 +56,10 @@ pub(super) struct Source {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     format: Option<Format>,
+    /// AWS's, which `url` alone does not bring.
+    environment_id: Option<IgnoredAny>,
+    /// A program's, which goes before a URL.
+    executable: Option<IgnoredAny>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -63,6 +70,9 @@ struct Format {
 impl Source {
     /// The call that brings it, if it is not in a file.
     fn call(&self) -> Result<Option<Call>, GoogleError> {
+        if self.environment_id.is_some() || self.executable.is_some() {
+            return Err(GoogleError::UnknownSource);
+        }
         let Some(url) = &self.url else {
             let known = self.file.as_ref().map(|_| None);
             return known.ok_or(GoogleError::UnknownSource);
@@ -109,7 +119,7 @@ pub(super) fn read(file: &Path) -> Result<Written, GoogleError> {
 
 impl Written {
     /// What brings a token, before anybody is asked.
-    pub(super) fn question(self, scopes: &[String]) -> Result<Question, GoogleError> {
+    pub(super) fn question(mut self, scopes: &[String]) -> Result<Question, GoogleError> {
         let token_uri = self.token_uri.as_deref().unwrap_or(TOKEN_ENDPOINT);
         let mut question = match &*self.r#type {
             "service_account" => {
@@ -139,10 +149,31 @@ impl Written {
                 Question::of(Call::form(parsed(token_uri, "token_uri")?, form))
             }
             "external_account" => self.exchange(scopes)?,
+            "impersonated_service_account" => {
+                let account = self.account(scopes)?;
+                let source = self.source_credentials.take();
+                let source = source.ok_or(GoogleError::Missing("source_credentials"))?;
+                let mut question = source.question(&[DEFAULT_SCOPE.to_owned()])?;
+                let account = account.ok_or(GoogleError::Missing("service_account_impersonation_url"))?;
+                question.accounts.push(account);
+                question
+            }
             _ => return Err(GoogleError::UnknownType),
         };
         question.quota_project = self.quota_project_id;
         Ok(question)
+    }
+
+    /// The service account that a token stands for, if it does.
+    fn account(&self, scopes: &[String]) -> Result<Option<Account>, GoogleError> {
+        let Some(url) = &self.service_account_impersonation_url else {
+            return Ok(None);
+        };
+        Ok(Some(Account {
+            uri: parsed(url, "service_account_impersonation_url")?,
+            scopes: scopes.to_vec(),
+            delegates: self.delegates.clone(),
+        }))
     }
 
     /// Another provider's token in exchange for one of Google's (RFC 8693), and with that one a service account's, if it
@@ -151,10 +182,7 @@ impl Written {
         let source = self.credential_source.clone();
         let source = source.ok_or(GoogleError::Missing("credential_source"))?;
         source.call()?;
-        let account = self.service_account_impersonation_url.as_deref();
-        let account = account
-            .map(|url| parsed(url, "service_account_impersonation_url"))
-            .transpose()?;
+        let account = self.account(scopes)?;
         let own = scopes.join(" ");
         let form = form(&[
             ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
@@ -172,7 +200,7 @@ impl Written {
         let endpoint = parsed(needed(self.token_url.as_deref(), "token_url")?, "token_url")?;
         Ok(Question {
             subject: Some(source),
-            account: account.map(|account| (account, scopes.to_vec())),
+            accounts: account.into_iter().collect(),
             ..Question::of(Call::form(endpoint, form))
         })
     }

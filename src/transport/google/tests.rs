@@ -212,6 +212,35 @@ async fn somebody_elses_token_is_exchanged_and_may_stand_for_a_service_account()
 }
 
 #[tokio::test]
+async fn gcloud_may_have_left_a_service_account_to_stand_for() {
+    let (server, endpoint) = Server::start(&[
+        (200, r#"{"access_token":"users","expires_in":3600}"#),
+        (200, r#"{"accessToken":"t7","expireTime":"2999-01-01T00:00:00Z"}"#),
+    ])
+    .await;
+    let content = json!({
+        "type": "impersonated_service_account",
+        "service_account_impersonation_url": format!("{endpoint}/account"),
+        "delegates": ["between"],
+        "source_credentials": {
+            "type": "authorized_user", "client_id": "id", "client_secret": "s", "refresh_token": "r",
+            "token_uri": endpoint,
+        },
+    });
+    let (_dir, google) = written(&content);
+    google.check().unwrap();
+    let (headers, _) = google.headers().await.unwrap();
+    assert_eq!(shown(&headers), [("authorization", "Bearer t7")]);
+    let got = server.got();
+    assert_eq!(field(&got[0], "refresh_token"), "r");
+    let (head, body) = got[1].split_once('{').unwrap();
+    assert_eq!(head, "/token/account Bearer users ");
+    let body: Value = serde_json::from_str(&format!("{{{body}")).unwrap();
+    let expected = json!({"lifetime": "3600s", "scope": ["a", "b"], "delegates": ["between"]});
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
 async fn default_credentials_are_found_in_googles_order() {
     let (server, endpoint) = Server::start(&[(200, r#"{"access_token":"t3","expires_in":100}"#)]).await;
     let host = endpoint
@@ -286,6 +315,30 @@ async fn what_cannot_be_used_is_reported_without_what_is_in_it() {
         (
             json!({"type": "external_account", "credential_source": {"executable": {"command": "s3cret"}}}),
             "neither a file nor a url",
+        ),
+        (
+            json!({"type": "external_account", "credential_source":
+                {"environment_id": "aws1", "url": "http://s3cret/"}}),
+            "neither a file nor a url",
+        ),
+        (
+            json!({"type": "external_account", "credential_source":
+                {"executable": {"command": "s3cret"}, "url": "http://h/"}}),
+            "neither a file nor a url",
+        ),
+        (
+            json!({"type": "impersonated_service_account", "source_credentials": {"type": "s3cret"},
+                "service_account_impersonation_url": "http://h/"}),
+            "not a service_account",
+        ),
+        (
+            json!({"type": "impersonated_service_account", "source_credentials": {"type": "s3cret"}}),
+            "not a service_account",
+        ),
+        (
+            json!({"type": "impersonated_service_account",
+                "service_account_impersonation_url": "http://s3cret/"}),
+            "no source_credentials",
         ),
         (
             json!({"type": "authorized_user", "client_id": "s3cret"}),

@@ -45,10 +45,19 @@ pub(super) struct Question {
     /// Whose token is to be exchanged, if one is.
     pub(super) subject: Option<Source>,
     pub(super) call: Call,
-    /// The service account that the token stands for then, and what for.
-    pub(super) account: Option<(Uri, Vec<String>)>,
+    /// The service accounts that the token stands for then, one after the other.
+    pub(super) accounts: Vec<Account>,
     /// The project that calls are put down to.
     pub(super) quota_project: Option<String>,
+}
+
+/// A service account that another token may stand for.
+pub(super) struct Account {
+    pub(super) uri: Uri,
+    /// What its token is to be good for.
+    pub(super) scopes: Vec<String>,
+    /// The service accounts that are between the two.
+    pub(super) delegates: Vec<String>,
 }
 
 /// A token, as token endpoints give it, and as service accounts' tokens come. No `Debug`.
@@ -68,10 +77,27 @@ impl Google {
     /// # Errors
     /// [`RemoteErrorKind::Config`] that names the flag.
     pub(crate) fn check(&self) -> Result<(), RemoteError> {
-        let error = |error: GoogleError| RemoteError::config(self.flag(), error.to_string());
-        self.question(&|name| std::env::var_os(name))
-            .map(|_| ())
-            .map_err(error)
+        self.checked().map_err(|error| self.unusable(&error))
+    }
+
+    /// Whether there are any. Those that cannot be used are some.
+    ///
+    /// # Errors
+    /// As [`Google::check`].
+    #[cfg_attr(not(feature = "object-stores"), allow(dead_code, reason = "only stores ask"))]
+    pub(crate) fn exists(&self) -> Result<bool, RemoteError> {
+        match self.checked() {
+            Err(GoogleError::NoCredentials) => Ok(false),
+            checked => checked.map(|()| true).map_err(|error| self.unusable(&error)),
+        }
+    }
+
+    fn checked(&self) -> Result<(), GoogleError> {
+        self.question(&|name| std::env::var_os(name)).map(|_| ())
+    }
+
+    fn unusable(&self, error: &GoogleError) -> RemoteError {
+        RemoteError::config(self.flag(), error.to_string())
     }
 
     /// A token as headers, and for how long they are good.
@@ -162,7 +188,7 @@ impl Question {
         Self {
             subject: None,
             call,
-            account: None,
+            accounts: Vec::new(),
             quota_project: None,
         }
     }
@@ -173,7 +199,7 @@ impl Question {
     }
 
     pub(super) async fn ask(&self) -> Result<Granted, GoogleError> {
-        let granted: Granted = match &self.subject {
+        let mut granted: Granted = match &self.subject {
             None => self.call.answered().await?,
             Some(subject) => {
                 let token = encoded(&subject.token().await?);
@@ -182,11 +208,21 @@ impl Question {
                 call.answered().await?
             }
         };
-        let Some((account, scopes)) = &self.account else {
-            return Ok(granted);
-        };
-        let call = Call {
-            uri: account.clone(),
+        for account in &self.accounts {
+            granted = account.call(&granted).answered().await?;
+        }
+        Ok(granted)
+    }
+}
+
+impl Account {
+    fn call(&self, granted: &Granted) -> Call {
+        let mut body = serde_json::json!({ "scope": self.scopes, "lifetime": "3600s" });
+        if !self.delegates.is_empty() {
+            body["delegates"] = self.delegates.clone().into();
+        }
+        Call {
+            uri: self.uri.clone(),
             headers: vec![
                 (
                     AUTHORIZATION.to_string(),
@@ -194,9 +230,8 @@ impl Question {
                 ),
                 (CONTENT_TYPE.to_string(), "application/json".to_owned()),
             ],
-            body: Some(serde_json::json!({ "scope": scopes, "lifetime": "3600s" }).to_string()),
-        };
-        call.answered().await
+            body: Some(body.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Azure: keys, signatures, applications and the identities of machines.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use object_store::{
     ClientOptions,
@@ -8,10 +8,7 @@ use object_store::{
 };
 
 use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, wrong};
-use crate::{
-    remote::RemoteOptions,
-    transport::{BucketAddress, RemoteError, bucket::Anonymous},
-};
+use crate::transport::{BucketAddress, RemoteError, bucket::Anonymous, is_this_machine};
 
 /// The account of Azure's emulator, and its key, which are the same everywhere (Azurite's documentation).
 const EMULATOR: (&str, &str) = (
@@ -21,34 +18,106 @@ const EMULATOR: (&str, &str) = (
 
 /// What Azure's key is called.
 const ACCOUNT_KEY: &str = "the account's key";
+
+/// The elements of `AZURE_STORAGE_CONNECTION_STRING`, by their names in small letters: Azure's own tools ignore the case. No
+/// `Debug`: it is all secrets.
+struct Connection(HashMap<String, String>);
+
+impl Connection {
+    fn new(environment: &Environment) -> Self {
+        let text = environment
+            .get("AZURE_STORAGE_CONNECTION_STRING")
+            .unwrap_or_default();
+        let pairs = text.split(';').filter_map(|pair| pair.split_once('='));
+        Self(
+            pairs
+                .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+                .collect(),
+        )
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name).filter(|value| !value.is_empty()).cloned()
+    }
+
+    fn is_emulator(&self) -> bool {
+        let value = self.get("usedevelopmentstorage");
+        value.is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
+    /// One with a signature may name it in its endpoint only: as the first component of a path, or of the host's name.
+    fn account(&self) -> Option<String> {
+        if let Some(account) = self.get("accountname") {
+            return Some(account);
+        }
+        if self.is_emulator() {
+            return Some(EMULATOR.0.to_owned());
+        }
+        let url = self.get("blobendpoint")?;
+        let in_path = url
+            .parse::<http::Uri>()
+            .ok()?
+            .path()
+            .split('/')
+            .nth(1)?
+            .to_owned();
+        if !in_path.is_empty() {
+            return Some(in_path);
+        }
+        host(&url)?.split('.').next().map(str::to_owned)
+    }
+
+    /// Where the account is, if not in Azure's public cloud.
+    fn endpoint(&self, account: &str) -> Option<String> {
+        if let Some(url) = self.get("blobendpoint") {
+            return Some(url.trim_end_matches('/').to_owned());
+        }
+        if self.is_emulator() {
+            return Some(format!("http://127.0.0.1:10000/{account}"));
+        }
+        let suffix = self.get("endpointsuffix")?;
+        let scheme = self.get("defaultendpointsprotocol");
+        let scheme = scheme.map_or_else(|| "https".to_owned(), |scheme| scheme.to_ascii_lowercase());
+        Some(format!("{scheme}://{account}.blob.{suffix}"))
+    }
+}
+
+/// A URL's host, without brackets.
+fn host(url: &str) -> Option<String> {
+    let url = url.parse::<http::Uri>().ok()?;
+    Some(url.host()?.trim_matches(['[', ']']).to_owned())
+}
+
 pub(super) fn open(
-    options: &RemoteOptions,
     address: &BucketAddress,
     environment: &Environment,
     connector: Connector,
 ) -> Result<Opened, RemoteError> {
-    let connection = environment
-        .get("AZURE_STORAGE_CONNECTION_STRING")
-        .unwrap_or_default();
-    let connected = |name: &str| {
-        let mut pairs = connection.split(';').filter_map(|pair| pair.split_once('='));
-        pairs
-            .find(|(key, _)| key.trim() == name)
-            .map(|(_, value)| value.to_owned())
-    };
-    let account = address
+    let connection = Connection::new(environment);
+    let named = address
         .account
         .clone()
-        .or_else(|| environment.first(&["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"]))
-        .or_else(|| connected("AccountName"))
-        .ok_or_else(|| {
-            wrong(
-                address,
-                "no storage account: add account= or set AZURE_STORAGE_ACCOUNT",
-            )
-        })?;
-    let endpoint = address.endpoint.clone().or_else(|| connected("BlobEndpoint"));
+        .or_else(|| environment.first(&["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"]));
+    let account = named.or_else(|| connection.account()).ok_or_else(|| {
+        wrong(
+            address,
+            "no storage account: add account= or set AZURE_STORAGE_ACCOUNT",
+        )
+    })?;
+    if address.anonymous != Anonymous::Yes && connection.account().is_some_and(|of| of != account) {
+        return Err(wrong(
+            address,
+            format_args!(
+                "AZURE_STORAGE_CONNECTION_STRING is not of the account {account}: change one of them, or add anonymous=yes"
+            ),
+        ));
+    }
+    let endpoint = address.endpoint.clone().or_else(|| connection.endpoint(&account));
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
+    let local = endpoint
+        .as_ref()
+        .and_then(|url| host(url))
+        .is_some_and(|host| is_this_machine(&host));
     let mut builder = MicrosoftAzureBuilder::new()
         .with_container_name(&address.bucket)
         .with_account(&account)
@@ -65,14 +134,14 @@ pub(super) fn open(
     ];
     let key = environment
         .first(&names)
-        .or_else(|| connected("AccountKey"))
+        .or_else(|| connection.get("accountkey"))
         .or_else(|| (account == EMULATOR.0 && plain).then(|| EMULATOR.1.to_owned()));
     let sas = environment
         .first(&["AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"])
-        .or_else(|| connected("SharedAccessSignature"));
+        .or_else(|| connection.get("sharedaccesssignature"));
     let (builder, shown) = identified(builder, sas, key, address, environment);
     // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
-    if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !options.connect.endpoint.is_local() {
+    if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !local {
         return Err(wrong(
             address,
             format_args!("{shown} is not sent unencrypted: use https:// in endpoint=, or add anonymous=yes"),
@@ -130,4 +199,52 @@ fn identified(
         NONE
     };
     (builder, shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_string_says_the_account_and_where_it_is() {
+        for (text, expected) in [
+            ("AccountName=a;AccountKey=k=", (Some("a"), None)),
+            (
+                "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=k=;EndpointSuffix=core.chinacloudapi.cn",
+                (Some("a"), Some("https://a.blob.core.chinacloudapi.cn")),
+            ),
+            (
+                "accountname=a;endpointsuffix=core.windows.net;",
+                (Some("a"), Some("https://a.blob.core.windows.net")),
+            ),
+            (
+                "BlobEndpoint=https://a.blob.core.windows.net/;QueueEndpoint=https://q/;SharedAccessSignature=sv=1&sig=x%3D",
+                (Some("a"), Some("https://a.blob.core.windows.net")),
+            ),
+            (
+                "BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1/;SharedAccessSignature=sig=x",
+                (
+                    Some("devstoreaccount1"),
+                    Some("http://127.0.0.1:10000/devstoreaccount1"),
+                ),
+            ),
+            (
+                "UseDevelopmentStorage=true",
+                (
+                    Some("devstoreaccount1"),
+                    Some("http://127.0.0.1:10000/devstoreaccount1"),
+                ),
+            ),
+            ("", (None, None)),
+        ] {
+            let environment =
+                Environment::fake(&[("AZURE_STORAGE_CONNECTION_STRING", text)], Path::new("/none"));
+            let connection = Connection::new(&environment);
+            let account = connection.account();
+            let endpoint = connection.endpoint(account.as_deref().unwrap_or_default());
+            assert_eq!((account.as_deref(), endpoint.as_deref()), expected, "{text}");
+        }
+    }
 }

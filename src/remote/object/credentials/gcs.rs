@@ -12,9 +12,7 @@ use object_store::{
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
 };
 
-use super::{
-    Connector, Environment, Kept, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong,
-};
+use super::{Connector, Kept, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong};
 use crate::{
     remote::RemoteOptions,
     transport::{BucketAddress, Google, RemoteError, bucket::Anonymous},
@@ -32,7 +30,6 @@ fn is_googles(options: &RemoteOptions, address: &BucketAddress) -> bool {
 pub(super) fn open(
     options: &RemoteOptions,
     address: &BucketAddress,
-    environment: &Environment,
     connector: Connector,
 ) -> Result<Opened, RemoteError> {
     let google = match (&options.connect.google, address.anonymous) {
@@ -45,12 +42,13 @@ pub(super) fn open(
                 file: None,
                 scopes: vec![crate::transport::google::DEFAULT_SCOPE.to_owned()],
             };
-            // What is configured and wrong is an error, not a reason to go without.
-            let configured = environment.get("GOOGLE_APPLICATION_CREDENTIALS").is_some();
-            match default.check() {
-                Ok(()) => Some(default),
-                Err(error) if configured || anonymous == Anonymous::No => return Err(error),
-                Err(_) => None,
+            if anonymous == Anonymous::No {
+                default.check()?;
+                Some(default)
+            } else {
+                // What is there and wrong is an error, not a reason to go without.
+                let advice = |error| wrong(address, format_args!("{error}; anonymous=yes asks without any"));
+                default.exists().map_err(advice)?.then_some(default)
             }
         }
     };

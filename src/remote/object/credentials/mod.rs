@@ -4,6 +4,7 @@
 //! no metadata service is asked that is not there: away from its provider, that takes a minute to fail.
 
 mod azure;
+mod container;
 mod gcs;
 mod s3;
 
@@ -108,7 +109,7 @@ impl Environment {
     }
 
     /// The first of them.
-    fn first(&self, names: &[&str]) -> Option<String> {
+    pub(super) fn first(&self, names: &[&str]) -> Option<String> {
         names.iter().find_map(|name| self.get(name))
     }
 
@@ -195,8 +196,8 @@ pub(super) fn open(
     let connector = Connector::new(options)?;
     match address.provider {
         Of::S3 => s3::open(options, address, environment, connector),
-        Of::Gcs => gcs::open(options, address, environment, connector),
-        Of::Azure => azure::open(options, address, environment, connector),
+        Of::Gcs => gcs::open(options, address, connector),
+        Of::Azure => azure::open(address, environment, connector),
     }
 }
 
@@ -245,12 +246,19 @@ mod tests {
         let web = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_ROLE_ARN", "r")];
         let profile = [("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap())];
         let ecs = [("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/x")];
+        let url = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
         let all = [&keys[..], &web, &profile, &ecs, &[("HOME", home)]].concat();
         for (url, variables, expected) in [
             ("s3://b", &all[..], "the keys in the environment"),
             ("s3://b", &all[2..], "a web identity"),
             ("s3://b", &all[4..], "a profile of the AWS files"),
             ("s3://b", &all[5..], "the container's role"),
+            ("s3://b", &[(url, "http://localhost:1/x")], "the container's role"),
+            (
+                "s3://b",
+                &[(url, "http://[fd00:ec2::23]/x")],
+                "the container's role",
+            ),
             ("s3://b", &all[6..], "no credentials"),
             ("s3://b?anonymous=no", &all[6..], "the machine's role"),
             ("s3://b?anonymous=yes", &all[..], "no credentials"),
@@ -268,6 +276,19 @@ mod tests {
                     "AccountName=a;AccountKey=YWI=;X=y",
                 )],
                 "the account's key",
+            ),
+            (
+                "az://c",
+                &[(
+                    "AZURE_STORAGE_CONNECTION_STRING",
+                    "BlobEndpoint=http://127.0.0.1:1/a/;SharedAccessSignature=sv=1&sig=x",
+                )],
+                "the shared access signature in the environment",
+            ),
+            (
+                "az://c?account=other&anonymous=yes",
+                &[("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=YWI=")],
+                "no credentials",
             ),
             (
                 "az://c?account=a",
@@ -312,7 +333,33 @@ mod tests {
                 &[("AWS_PROFILE", "p"), ("HOME", "/nonexistent")],
                 "no profile p",
             ),
+            (
+                "s3://b",
+                &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://s3cret@elsewhere/")],
+                "is not encrypted",
+            ),
+            (
+                "s3://b",
+                &[("AWS_DEFAULT_PROFILE", "q"), ("HOME", "/nonexistent")],
+                "no profile q",
+            ),
             ("az://c", &[("AZURE_STORAGE_KEY", "s3cret")], "no storage account"),
+            (
+                "az://c?account=a",
+                &[(
+                    "AZURE_STORAGE_CONNECTION_STRING",
+                    "AccountName=b;SharedAccessSignature=s3cret",
+                )],
+                "is not of the account a",
+            ),
+            (
+                "az://c",
+                &[(
+                    "AZURE_STORAGE_CONNECTION_STRING",
+                    "BlobEndpoint=http://h/a;SharedAccessSignature=sig=s3cret",
+                )],
+                "not sent unencrypted",
+            ),
             (
                 "az://c?account=a",
                 &[("AZURE_STORAGE_KEY", "s3cret*")],

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use object_store::{ClientOptions, aws::AmazonS3Builder};
+use object_store::{
+    ClientOptions,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey as Key},
+};
 
-use super::{Connector, EC2, Environment, NONE, Opened, built, if_any, no_retries, wrong};
+use super::{
+    Connector, EC2, Environment, NONE, Opened, built, container::Container, if_any, no_retries, wrong,
+};
 use crate::{
     remote::{
         RemoteOptions,
@@ -15,12 +20,10 @@ use crate::{
 
 /// The variables that together name a web identity of AWS.
 const WEB_IDENTITY: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"];
-/// A container's role: one of the first two.
-const CONTAINER: [&str; 3] = [
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-];
+/// What a container's credentials are called.
+const CONTAINER: &str = "the container's role";
+/// The path of the role of an ECS task.
+const TASK: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 
 pub(super) fn open(
     options: &RemoteOptions,
@@ -49,12 +52,18 @@ pub(super) fn open(
         .with_region(&region)
         .with_retry(no_retries())
         .with_client_options(ClientOptions::new().with_allow_http(plain))
-        .with_http_connector(connector);
+        .with_http_connector(connector.clone());
     // Certificates are for one level of names, and other servers' buckets have none.
     let in_path = address
         .path_style
         .unwrap_or(endpoint.is_some() || address.bucket.contains('.'));
     builder = builder.with_virtual_hosted_style_request(!in_path);
+    // The crate knows the names of the other regions only.
+    let in_china = region.starts_with("cn-").then_some("amazonaws.com.cn");
+    let endpoint = endpoint.or_else(|| Some(format!("https://s3.{region}.{}", in_china?)));
+    if let Some(domain) = in_china {
+        builder = builder.with_config(Key::StsEndpoint, format!("https://sts.{region}.{domain}"));
+    }
     if let Some(url) = endpoint {
         let url = match url.split_once("://") {
             Some((scheme, host)) if !in_path => format!("{scheme}://{}.{host}", address.bucket),
@@ -62,8 +71,15 @@ pub(super) fn open(
         };
         builder = builder.with_endpoint(url);
     }
-    let (builder, shown, provider) =
-        identified(builder, files, profile.as_ref(), options, address, environment)?;
+    let (builder, shown, provider) = identified(
+        builder,
+        files,
+        profile.as_ref(),
+        options,
+        address,
+        environment,
+        &connector,
+    )?;
     let store = built(address, builder.build())?;
     Ok(Opened {
         ready: if_any(shown, store.credentials()),
@@ -82,6 +98,7 @@ fn identified(
     options: &RemoteOptions,
     address: &BucketAddress,
     environment: &Environment,
+    connector: &Connector,
 ) -> Result<(AmazonS3Builder, &'static str, Option<Arc<Provider>>), RemoteError> {
     let (mut shown, mut provider) = (NONE, None);
     let keys = (
@@ -130,9 +147,12 @@ fn identified(
         let of_profile = Arc::new(Provider::new(files, options.connect.credential_helper_timeout));
         builder = builder.with_credentials(of_profile.clone());
         provider = Some(of_profile);
-    } else if has(&CONTAINER[..1]) || has(&CONTAINER[1..]) {
-        shown = "the container's role";
-        builder = set(builder, &CONTAINER);
+    } else if has(&[TASK]) {
+        shown = CONTAINER;
+        builder = set(builder, &[TASK]);
+    } else if let Some(container) = Container::new(environment, connector).map_err(|e| wrong(address, e))? {
+        shown = CONTAINER;
+        builder = builder.with_credentials(Arc::new(container));
     } else if address.anonymous == Anonymous::No || is_ec2(environment) {
         shown = EC2;
         // The AWS tools' variable.
@@ -151,4 +171,40 @@ fn is_ec2(environment: &Environment) -> bool {
     !disabled.is_some_and(|value| value.eq_ignore_ascii_case("true"))
         && (environment.machine_says("sys_vendor", "Amazon EC2")
             || environment.machine_says("product_uuid", "ec2"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Endpoint;
+
+    #[test]
+    fn a_region_in_china_has_servers_of_its_own() {
+        for (url, server) in [
+            (
+                "s3://b?region=cn-north-1",
+                "https://b.s3.cn-north-1.amazonaws.com.cn",
+            ),
+            (
+                "s3://b.c?region=cn-north-1",
+                "https://s3.cn-north-1.amazonaws.com.cn/b.c",
+            ),
+            (
+                "s3://b?region=us-gov-west-1",
+                "https://b.s3.us-gov-west-1.amazonaws.com",
+            ),
+            ("s3://b?region=cn-north-1&endpoint=http://h", "http://h/b"),
+        ] {
+            let options = RemoteOptions::new(Endpoint::parse_cache("--remote-cache", url).unwrap());
+            let address = options.connect.endpoint.bucket().unwrap();
+            let environment = Environment::fake(&[], std::path::Path::new("/none"));
+            let connector = Connector::new(&options).unwrap();
+            let opened = open(&options, address, &environment, connector).unwrap();
+            let shown = format!("{:?}", opened.store);
+            assert!(
+                shown.contains(&format!("bucket_endpoint: \"{server}\"")),
+                "{shown}"
+            );
+        }
+    }
 }
