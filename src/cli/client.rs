@@ -427,6 +427,10 @@ impl Client {
         Ok(answer.map_err(failure)?.into_inner())
     }
 
+    pub(super) async fn report(&mut self, request: pb::ReportRequest) -> Result<pb::ReportResponse, Failure> {
+        Ok(self.control.report(request).await.map_err(failure)?.into_inner())
+    }
+
     /// Calls `each` for every part of the answer.
     pub(super) async fn evict(
         &mut self,

@@ -11,7 +11,7 @@ use super::{
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
-    ls, manual, print, profiles, run, serve, stage, stat, status, wait, watch,
+    ls, manual, print, profiles, report, run, serve, stage, stat, status, wait, watch,
 };
 use crate::config::with_config_file;
 
@@ -75,6 +75,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Show how much of the disk the recorded outputs take
     Du(du::DuArgs),
+    /// Show what builds have downloaded, by target, rule, cache, workspace or day, and what it has cost
+    Report(report::ReportArgs),
     /// Remove downloaded outputs that the cache still has, to free disk space
     Evict(evict::EvictArgs),
     /// Delete the records and journals of old builds
@@ -137,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::main(args),
         Command::Import(args) => import::main(&args),
         Command::Du(args) => du::main(&args),
+        Command::Report(args) => report::main(&args),
         Command::Evict(args) => evict::main(&args),
         Command::Gc(args) => gc::main(&args),
         Command::Doctor(args) => doctor::main(*args),

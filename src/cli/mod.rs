@@ -29,6 +29,7 @@ mod print;
 mod profiles;
 mod record;
 mod reload;
+mod report;
 mod run;
 mod runfiles;
 mod serve;

@@ -215,6 +215,14 @@ impl Control for ControlServer {
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))
     }
 
+    async fn report(
+        &self,
+        request: Request<pb::ReportRequest>,
+    ) -> Result<Response<pb::ReportResponse>, Status> {
+        let report = self.service.report(request.into_inner()).await?;
+        Ok(Response::new(report))
+    }
+
     async fn disk_usage(
         &self,
         request: Request<pb::DiskUsageRequest>,

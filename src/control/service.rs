@@ -6,6 +6,7 @@ mod disk;
 pub(crate) mod find;
 mod materialize;
 mod outputs;
+mod report;
 pub(super) mod show;
 pub(crate) mod watch;
 pub(crate) mod why;

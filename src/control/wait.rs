@@ -122,7 +122,8 @@ impl Ord for Seen {
 fn row_of(target: &pb::Target) -> TargetRow {
     let (state, target) = (target.state().into(), target.clone());
     with_fields_of!(target, TargetRow { state: state }
-        label aspect configuration success required optional failed known)
+        label aspect configuration success required optional failed known,
+        ..TargetRow::default())
 }
 
 impl Judge {

@@ -535,6 +535,8 @@ impl Actor {
         let stores = tally.stores.iter().filter(|(_, outputs)| *outputs > 0);
         self.row.outputs = with_fields_of!(tally, OutputCounts {
             stores: stores.map(|(name, outputs)| (name.to_string(), *outputs)).collect(),
+            store_bytes: tally.store_bytes.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
+            rules: tally.transfers().collect(),
         } downloaded downloaded_bytes present failed known superseded);
         self.row.errors.clone_from(&tally.messages);
         if tally.warmed > 0 {

@@ -1,12 +1,12 @@
 //! What became of an invocation's outputs, in numbers and in words.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     materialize::{Completion, Outcome},
     output::Class,
     printable::clipped,
-    record::OutputState,
+    record::{OutputState, Transfers},
     units::{show_count, show_duration, show_size},
 };
 
@@ -14,6 +14,13 @@ use crate::{
 const MESSAGES: usize = 10;
 /// Bytes of one of them; a path alone may have 4,095.
 const MESSAGE: usize = 6000;
+/// Rules that are counted apart; what others have made wanted is counted together.
+const RULES: usize = 64;
+const OTHER_RULES: &str = "other rules";
+
+/// The number of a rule in [`Tally::rules`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RuleIndex(u8);
 
 /// Counts of one invocation's outputs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +31,10 @@ pub struct Tally {
     pub downloaded_bytes: u64,
     /// How many of the downloaded outputs each store gave, where there are several.
     pub stores: Vec<(Arc<str>, u64)>,
+    /// How many bytes of them each gave, where there are several.
+    pub store_bytes: BTreeMap<Arc<str>, u64>,
+    /// What was transferred for the outputs that each rule has made wanted, in the order in which they were named.
+    pub(crate) rules: Vec<(Arc<str>, Transfers)>,
     /// Outputs that were there already, or that an output service has.
     pub present: u64,
     /// Of these, those whose blobs were read so that a cache on the way keeps them.
@@ -88,7 +99,49 @@ impl Tally {
                 Some((_, count)) => *count = change(*count, 1),
                 None => self.stores.push((Arc::clone(store), change(0, 1))),
             }
+            let bytes_of = self.store_bytes.entry(Arc::clone(store)).or_default();
+            *bytes_of = change(*bytes_of, *bytes);
         }
+    }
+
+    /// The number of a rule, from now on.
+    pub(crate) fn rule(&mut self, rule: &Arc<str>) -> RuleIndex {
+        // Mostly one or two, and shared.
+        let known = self
+            .rules
+            .iter()
+            .position(|(known, _)| Arc::ptr_eq(known, rule) || known == rule);
+        let index = known.unwrap_or(self.rules.len()).min(RULES);
+        if index == self.rules.len() {
+            let name = if index < RULES {
+                rule.clone()
+            } else {
+                OTHER_RULES.into()
+            };
+            self.rules.push((name, Transfers::default()));
+        }
+        RuleIndex(index as u8)
+    }
+
+    /// Counts, or uncounts, what was transferred for an output that this rule has made wanted.
+    pub(crate) fn count_transfers(
+        &mut self,
+        transfers: Transfers,
+        rule: RuleIndex,
+        change: fn(u64, u64) -> u64,
+    ) {
+        if let Some((_, of_rule)) = self.rules.get_mut(usize::from(rule.0)) {
+            *of_rule = of_rule.changed(transfers, change);
+        }
+    }
+
+    /// What was transferred, by the rule that has made it wanted.
+    pub(crate) fn transfers(&self) -> impl Iterator<Item = (String, Transfers)> {
+        let counted = self
+            .rules
+            .iter()
+            .filter(|(_, of_rule)| *of_rule != Transfers::default());
+        counted.map(|(rule, of_rule)| (rule.to_string(), *of_rule))
     }
 
     /// Counts a failure.
@@ -195,6 +248,33 @@ mod tests {
         assert_eq!(
             tally.summary(Duration::from_millis(420)),
             "outhaul: 12 downloaded (3.4 MiB), 230 already present, 0 failed, 4,120 known; settled in 0.42s"
+        );
+    }
+
+    #[test]
+    fn what_too_many_rules_have_made_wanted_is_counted_together() {
+        let mut tally = Tally::default();
+        let one = Transfers {
+            downloaded: 1,
+            ..Transfers::default()
+        };
+        for _ in 0..2 {
+            for n in 0..RULES + 3 {
+                let rule = tally.rule(&format!("rule: path={n}").into());
+                tally.count_transfers(one, rule, u64::saturating_add);
+            }
+        }
+        tally.rule(&"not counted".into());
+        let counted: Vec<(String, Transfers)> = tally.transfers().collect();
+        assert_eq!(counted.len(), RULES + 1);
+        assert!(
+            counted[..RULES]
+                .iter()
+                .all(|(_, of_rule)| of_rule.downloaded == 2)
+        );
+        assert_eq!(
+            (&*counted[RULES].0, counted[RULES].1.downloaded),
+            (OTHER_RULES, 6)
         );
     }
 

@@ -12,8 +12,8 @@ use super::place::{Epoch, OutputRoot};
 use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
-    record::OutputState,
-    remote::{Attribution, BlobStore},
+    record::{OutputState, Transfers},
+    remote::{Attribution, BlobStore, is_local},
 };
 
 /// An output root in use: the place on disk, and which invocation is its newest.
@@ -228,6 +228,29 @@ impl Outcome {
         }
     }
 
+    /// What was transferred for it.
+    pub(crate) fn transfers(&self) -> Transfers {
+        let came = |bytes| Transfers {
+            downloaded: 1,
+            downloaded_bytes: bytes,
+            without_download: 0,
+        };
+        match self {
+            Self::Downloaded {
+                source: Source::Batch | Source::Stream,
+                bytes,
+                store,
+                ..
+            } if !store.as_deref().is_some_and(is_local) => came(*bytes),
+            Self::Served { warmed: Some(bytes) } => came(*bytes),
+            Self::Downloaded { .. } | Self::Present { .. } | Self::Served { warmed: None } => Transfers {
+                without_download: 1,
+                ..Transfers::default()
+            },
+            _ => Transfers::default(),
+        }
+    }
+
     /// Why the output is not on disk; empty if it is.
     pub const fn reason(&self) -> &str {
         match self {
@@ -263,4 +286,43 @@ pub struct Completion {
     pub outcome: Outcome,
     /// From being wanted to its end.
     pub took: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bytes_that_came_over_a_network_count_as_downloaded() {
+        let from = |store: Option<&str>, source| Outcome::Downloaded {
+            source,
+            store: store.map(Into::into),
+            stamp: None,
+            bytes: 7,
+        };
+        let downloaded = |source| from(None, source);
+        let served = |warmed| Outcome::Served { warmed };
+        let present = Outcome::Present {
+            stamp: None,
+            hashed: true,
+        };
+        for (outcome, expected) in [
+            (downloaded(Source::Batch), (1, 7, 0)),
+            (downloaded(Source::Stream), (1, 7, 0)),
+            (from(Some("grpc://cache:9092"), Source::Batch), (1, 7, 0)),
+            (from(Some("disk cache /home/a/cache"), Source::Batch), (0, 0, 1)),
+            (from(Some("local files"), Source::Stream), (0, 0, 1)),
+            (downloaded(Source::Inline), (0, 0, 1)),
+            (downloaded(Source::Copy), (0, 0, 1)),
+            (present, (0, 0, 1)),
+            (served(None), (0, 0, 1)),
+            (served(Some(7)), (1, 7, 0)),
+            (Outcome::Evicted(String::new()), (0, 0, 0)),
+            (Outcome::Superseded, (0, 0, 0)),
+        ] {
+            let found = outcome.transfers();
+            let found = (found.downloaded, found.downloaded_bytes, found.without_download);
+            assert_eq!(found, expected, "{outcome:?}");
+        }
+    }
 }

@@ -56,7 +56,7 @@ impl Record {
     }
 
     /// The same one by one.
-    fn scan_invocations(&self) -> impl Iterator<Item = InvocationRow> {
+    pub(crate) fn scan_invocations(&self) -> impl Iterator<Item = InvocationRow> {
         self.scan(TreeId::ByStart, Vec::new())
             .filter_map(|(key, _)| self.invocation(keys::invocation_of_by_start(&key)?))
     }

@@ -56,5 +56,6 @@ pub(crate) use retention::RetentionPlan;
 pub(crate) use row::with_fields_of;
 pub use row::{
     InvocationRow, InvocationState, OutputCounts, OutputRow, OutputState, RootId, TargetRow, TargetState,
+    Transfers,
 };
 pub(crate) use which::Which;

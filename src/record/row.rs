@@ -157,6 +157,28 @@ impl InvocationState {
     }
 }
 
+/// What was transferred for outputs, for reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transfers {
+    /// Outputs whose bytes came from a cache.
+    pub downloaded: u64,
+    /// These bytes.
+    pub downloaded_bytes: u64,
+    /// Outputs that are on disk without that: they were there, or came from other files or from the events.
+    pub without_download: u64,
+}
+
+impl Transfers {
+    /// With each of its numbers changed by the other's.
+    pub(crate) fn changed(self, by: Self, change: fn(u64, u64) -> u64) -> Self {
+        Self {
+            downloaded: change(self.downloaded, by.downloaded),
+            downloaded_bytes: change(self.downloaded_bytes, by.downloaded_bytes),
+            without_download: change(self.without_download, by.without_download),
+        }
+    }
+}
+
 /// What became of an invocation's outputs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OutputCounts {
@@ -166,6 +188,10 @@ pub struct OutputCounts {
     pub downloaded_bytes: u64,
     /// How many of the downloaded outputs each cache gave, where there are several.
     pub stores: BTreeMap<String, u64>,
+    /// How many bytes of them each gave, where there are several.
+    pub store_bytes: BTreeMap<String, u64>,
+    /// What was transferred for the outputs that each rule has made wanted. Empty in rows of older versions.
+    pub rules: BTreeMap<String, Transfers>,
     /// Outputs that were there already.
     pub present: u64,
     /// Outputs that could not be materialised.
@@ -283,4 +309,6 @@ pub struct TargetRow {
     pub failed: u64,
     /// Outputs only known.
     pub known: u64,
+    /// What was transferred for its outputs. Those that several targets name are counted for the first.
+    pub transfers: Transfers,
 }

@@ -7,9 +7,12 @@
 use prost::Message;
 
 use super::row::{
-    InvocationRow, InvocationState, OutputCounts, RootId, RootRow, TargetRow, TargetState, with_fields_of,
+    InvocationRow, InvocationState, OutputCounts, RootId, RootRow, TargetRow, TargetState, Transfers,
+    with_fields_of,
 };
-use crate::proto::outhaul::v1::{RecordInvocation, RecordTarget, record_invocation, record_target};
+use crate::proto::outhaul::v1::{
+    RecordInvocation, RecordTarget, RecordTransfers, record_invocation, record_target,
+};
 
 /// Version of the values. Fields may be added to the messages without a new one; it changes when an old value would
 /// be misread.
@@ -100,6 +103,14 @@ macro_rules! states {
 states!(InvocationState, record_invocation::State: Running Draining Settled Superseded Interrupted, else Interrupted);
 states!(TargetState, record_target::State: Announced Completed Settled Failed Aborted, else Announced);
 
+fn encode_transfers(transfers: Transfers) -> RecordTransfers {
+    with_fields_of!(transfers, RecordTransfers {} downloaded downloaded_bytes without_download)
+}
+
+fn decode_transfers(transfers: RecordTransfers) -> Transfers {
+    with_fields_of!(transfers, Transfers {} downloaded downloaded_bytes without_download)
+}
+
 // === RootRow ===
 
 pub(super) fn encode_root(row: &RootRow) -> Vec<u8> {
@@ -133,6 +144,12 @@ pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
             downloaded: outputs.downloaded,
             downloaded_bytes: outputs.downloaded_bytes,
             stores: outputs.stores.into_iter().collect(),
+            store_bytes: outputs.store_bytes.into_iter().collect(),
+            rules: outputs
+                .rules
+                .into_iter()
+                .map(|(rule, transfers)| (rule, encode_transfers(transfers)))
+                .collect(),
             present: outputs.present,
             failed: outputs.failed,
             known: outputs.known,
@@ -151,6 +168,12 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
             state,
             outputs: with_fields_of!(row, OutputCounts {
                 stores: row.stores.into_iter().collect(),
+                store_bytes: row.store_bytes.into_iter().collect(),
+                rules: row
+                    .rules
+                    .into_iter()
+                    .map(|(rule, transfers)| (rule, decode_transfers(transfers)))
+                    .collect(),
             } downloaded downloaded_bytes present failed known superseded),
         }
     ))
@@ -161,7 +184,11 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
 /// Without its names: they are in the key.
 pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
     let state = record_target::State::from(row.state);
-    seal(&with_fields_of!(row, RecordTarget { state: state.into() } success required optional failed known))
+    let any = row.transfers != Transfers::default();
+    seal(&with_fields_of!(row, RecordTarget {
+        state: state.into(),
+        transfers: any.then(|| encode_transfers(row.transfers)),
+    } success required optional failed known))
 }
 
 /// Without its names.
@@ -170,7 +197,10 @@ pub(super) fn decode_target(value: &[u8]) -> Result<TargetRow, ValueError> {
     let state = row.state().into();
     Ok(with_fields_of!(
         row,
-        TargetRow { state: state } success required optional failed known,
+        TargetRow {
+            state: state,
+            transfers: row.transfers.map(decode_transfers).unwrap_or_default(),
+        } success required optional failed known,
         ..TargetRow::default()
     ))
 }
@@ -196,13 +226,15 @@ mod tests {
                                                    times in any::<(i64, i64, i32)>(), yes in any::<bool>(),
                                                    root in any::<u32>(), state in 0..5usize) {
             let [a, b, c, d, e, f, g, h] = texts;
+            let a2 = a.clone();
+            let transfers = |n: u64| Transfers { downloaded: n, downloaded_bytes: n / 2, without_download: n / 3 };
             let root_row = RootRow { path: a.clone(), device: n[0], inode: n[1], newest_invocation: b.clone(),
                 version: n[2], workspace: c.clone() };
             prop_assert_eq!(decode_root(&encode_root(&root_row)), Ok(root_row));
             let target = TargetRow { label: String::new(), aspect: String::new(), configuration: String::new(),
                 state: [TargetState::Announced, TargetState::Completed, TargetState::Settled, TargetState::Failed,
                     TargetState::Aborted][state], success: yes, required: n[0], optional: n[1], failed: n[2],
-                known: n[3] };
+                known: n[3], transfers: transfers(n[4]) };
             prop_assert_eq!(decode_target(&encode_target(&target)), Ok(target));
             let invocation = InvocationRow { invocation_id: a, build_id: b, root: (root != 0).then_some(RootId(root)),
                 command: c, workspace: d, exec_root: e,
@@ -210,7 +242,8 @@ mod tests {
                     InvocationState::Superseded, InvocationState::Interrupted][state],
                 started_ms: times.0, settled_ms: times.1, exit_code: times.2, finished: yes,
                 outputs: OutputCounts { downloaded: n[0], downloaded_bytes: n[1], present: n[2], failed: n[3], known: n[4],
-                    superseded: n[5], stores: [(f.clone(), n[0]), (g.clone(), n[1])].into() },
+                    superseded: n[5], stores: [(f.clone(), n[0]), (g.clone(), n[1])].into(), store_bytes: [(f.clone(), n[2])].into(),
+                    rules: [(g.clone(), transfers(n[3])), (a2, Transfers::default())].into() },
                 hold_us: n[6], errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
                 remote_instance_name: h, version: n[7], imported: n[7] % 2 == 1,
                 attempt: root };

@@ -16,11 +16,19 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, disk::piece};
+use super::{
+    Attribution, BatchAnswer, BlobStore, Capabilities, Sink,
+    disk::{DISK_CACHE, piece},
+};
 use crate::{digest::Digest, exec_path::ExecPath, output::Stamp, transport::RemoteError};
 
 /// The name, as of a store, of what comes from such files.
 pub(crate) const LOCAL_FILES: &str = "local files";
+
+/// Whether a store of this name is on this machine's disk, so that no byte of it comes over a network.
+pub(crate) fn is_local(store: &str) -> bool {
+    store == LOCAL_FILES || store.starts_with(DISK_CACHE)
+}
 
 /// How long a file may take to be opened, or to give its next bytes: it may be on a file system whose server is gone.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -39,6 +39,9 @@ const PIECE: u64 = 1 << 20;
 /// How much is read at once for small blobs, in bytes.
 const BATCH: u64 = 4 << 20;
 
+/// How the names of disk caches begin, as they are shown.
+pub(super) const DISK_CACHE: &str = "disk cache ";
+
 /// A disk cache. Its bytes are no more believed than any server's. It need not be there yet: until then it has nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskCache(Arc<CacheDirectory>);
@@ -364,7 +367,7 @@ impl BlobStore for DiskCache {
     }
 
     fn describe(&self) -> String {
-        format!("disk cache {}", self.0.path.display())
+        format!("{DISK_CACHE}{}", self.0.path.display())
     }
 }
 

@@ -54,7 +54,7 @@ mod tests;
 pub(crate) use self::reading::Collect;
 pub(crate) use self::{
     chain::Chain,
-    copies::{Copy, LOCAL_FILES, LocalFirst, Offer, looks_right},
+    copies::{Copy, LOCAL_FILES, LocalFirst, Offer, is_local, looks_right},
     disk::{DiskCache, pour},
     http::HttpCache,
     nowhere::Nowhere,

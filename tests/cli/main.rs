@@ -34,6 +34,7 @@ mod reading;
 mod reloading;
 mod replaying;
 mod reported;
+mod reporting;
 mod roots;
 mod running;
 mod scripts;

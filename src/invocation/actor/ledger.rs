@@ -21,11 +21,11 @@ use crate::{
     exec_path::{ExecPath, is_reserved},
     invocation::{
         build::{Named, TargetEnd, contradiction, take_contradicting},
-        tally::Tally,
+        tally::{RuleIndex, Tally},
     },
     materialize::{Completion, Outcome, Want},
     output::{Class, Directories, OutputContent},
-    record::{TargetRow, TargetState},
+    record::{TargetRow, TargetState, Transfers},
 };
 
 /// See the module.
@@ -294,6 +294,7 @@ impl Ledger {
             let wanted = Wanted {
                 content: n.content.clone(),
                 class: n.class,
+                rule: self.tally.rule(&n.rule),
                 target: target.clone(),
                 group: n.group.clone(),
                 sequence: n.sequence,
@@ -329,7 +330,7 @@ impl Ledger {
         wanted.on_disk = completion.outcome.is_on_disk();
         let (class, sequence, set) = (wanted.class, wanted.sequence, wanted.set);
         let (on_disk, target) = (wanted.on_disk, wanted.target.clone());
-        let group = wanted.group.clone();
+        let (group, rule) = (wanted.group.clone(), wanted.rule);
         self.end(class, sequence);
         let sharers = self.stream.sharers(&completion.path);
         let is_missed = !on_disk && completion.outcome != Outcome::Superseded;
@@ -346,11 +347,31 @@ impl Ledger {
             places.insert(digest.clone(), completion.path.clone());
         }
         self.tally.add(completion);
+        self.count_transfers(&completion.outcome, &target, rule, u64::saturating_add);
         Some(Ended {
             target,
             group,
             is_missed,
         })
+    }
+
+    /// Counts, or uncounts, what was transferred for an output of a target.
+    fn count_transfers(
+        &mut self,
+        outcome: &Outcome,
+        target: &Arc<TargetId>,
+        rule: RuleIndex,
+        change: fn(u64, u64) -> u64,
+    ) {
+        let transfers = outcome.transfers();
+        if transfers == Transfers::default() {
+            return;
+        }
+        self.tally.count_transfers(transfers, rule, change);
+        if let Some(row) = self.targets.get_mut(target) {
+            let row = Arc::make_mut(row);
+            row.transfers = row.transfers.changed(transfers, change);
+        }
     }
 
     /// An output that was on disk is not any more, and is wanted once more.
@@ -359,9 +380,11 @@ impl Ledger {
         wanted.done = false;
         wanted.on_disk = false;
         let (class, sequence) = (wanted.class, wanted.sequence);
+        let (target, rule) = (wanted.target.clone(), wanted.rule);
         let want = Want::new(path, wanted.content.clone(), class, None);
         self.begin(class, sequence);
         self.tally.take_back(outcome);
+        self.count_transfers(outcome, &target, rule, u64::saturating_sub);
         Some(want)
     }
 
@@ -595,6 +618,37 @@ mod tests {
             assert_eq!(now, (required, optional, known, failures), "{names:?}");
             assert_eq!(ledger.is_quiet(), required + optional == 0);
         }
+    }
+
+    #[test]
+    fn what_was_transferred_is_counted_by_target_and_rule_and_taken_back() {
+        let mut ledger = Ledger::default();
+        let outputs = [(A, "1"), (B, "2")].map(|(path, text)| Named {
+            rule: "toplevel".into(),
+            ..named(path, text, Class::Required, 1)
+        });
+        take(&mut ledger, "//:a", outputs.to_vec());
+        let present = Outcome::Present {
+            stamp: None,
+            hashed: false,
+        };
+        ledger.complete(&end(A, "1", Class::Required, downloaded()));
+        ledger.complete(&end(B, "2", Class::Required, present.clone()));
+        let counted = |ledger: &Ledger| {
+            let of_target = ledger.targets[&target("//:a")].transfers;
+            assert_eq!(ledger.tally.rules, [("toplevel".into(), of_target)]);
+            (
+                of_target.downloaded,
+                of_target.downloaded_bytes,
+                of_target.without_download,
+            )
+        };
+        assert_eq!(counted(&ledger), (1, 5, 1));
+        let path = |path| ExecPath::new(path).unwrap();
+        ledger.want_again(path(B), &present).unwrap();
+        assert_eq!(counted(&ledger), (1, 5, 0));
+        ledger.complete(&end(B, "2", Class::Required, downloaded()));
+        assert_eq!(counted(&ledger), (2, 10, 0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     action_cache::{Facts, State},
     bep::{event::TargetId, named_sets::SetIndex},
     builds::{Progress, Settlement},
-    invocation::feed::Listeners,
+    invocation::{feed::Listeners, tally::RuleIndex},
     materialize::Completion,
     output::{Class, OutputContent, STAMP_AGE},
     record::InvocationRow,
@@ -23,6 +23,8 @@ pub(super) type PathHasher = foldhash::fast::RandomState;
 pub(super) struct Wanted {
     pub(super) content: OutputContent,
     pub(super) class: Class,
+    /// The rule that has made it wanted.
+    pub(super) rule: RuleIndex,
     pub(super) target: Arc<TargetId>,
     pub(super) group: Arc<str>,
     /// The event that calls for it, and the set that has it: see [`crate::invocation::build::Named`].
