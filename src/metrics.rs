@@ -1,4 +1,7 @@
-//! The daemon's metrics, for `/metrics` in the OpenMetrics format.
+//! The daemon's metrics, for `/metrics` in the OpenMetrics format and in Prometheus's older one.
+//!
+//! What an alert may ask for is there from the start, as 0: of a counter that comes into being with its first fault, no query
+//! sees that fault.
 //!
 //! All modules share one [`Metrics`]; this module depends on none of them.
 
@@ -39,10 +42,16 @@ pub struct LaneLabels {
     pub lane: &'static str,
 }
 
+/// A single label named `version`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: &'static str,
+}
+
 /// A single label named `state`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabels {
-    /// `running`, `draining`, `settled`, `superseded` or `interrupted`.
+    /// `running` or `draining`; or `settled`, `superseded` or `interrupted`.
     pub state: &'static str,
 }
 
@@ -59,6 +68,25 @@ pub struct StoreLabels {
     /// A store of a chain, without credentials; `other` beyond the first ones.
     pub store: String,
 }
+
+/// The kinds of faults.
+const FAULTS: [&str; 10] = [
+    "undecodable_event",
+    "refused_output",
+    "mismatch",
+    "unusable_answer",
+    "low_space",
+    "disk_full",
+    "lease",
+    "hold_timeout",
+    "journal",
+    "action_cache",
+];
+/// The states of invocations that are not over.
+const UNDER_WAY: [&str; 2] = ["running", "draining"];
+/// The kinds of requests: those that transfer blobs, and the others.
+const TRANSFERS: [&str; 2] = ["batch", "stream"];
+const QUESTIONS: [&str; 1] = ["find_missing"];
 
 /// Stores that are counted each by its name.
 const STORES: usize = 64;
@@ -147,6 +175,8 @@ pub struct Metrics {
     pub bytes_in_flight: Gauge<i64, AtomicI64>,
     /// Requests to the remote cache.
     pub requests: Family<KindLabels, Counter>,
+    /// How long those of them took that transfer blobs.
+    transfer_seconds: Family<KindLabels, Histogram>,
     /// Events received.
     pub events: Counter,
     /// Events that could not be decoded, journaled, or were refused: by kind.
@@ -157,8 +187,10 @@ pub struct Metrics {
     pub leases: Family<KindLabels, Counter>,
     /// Outputs of live builds that neither the cache nor the disk had when last asked for.
     pub evicted: Gauge<i64, AtomicI64>,
-    /// Invocations by the state that they reached.
-    pub invocations: Family<StateLabels, Gauge>,
+    /// Invocations that are not over, by their state.
+    invocations: Family<StateLabels, Gauge>,
+    /// How often invocations came to an end, by its state.
+    invocations_ended: Family<StateLabels, Counter>,
     /// Notifications by receiver and outcome.
     pub notifications: Family<NotificationLabels, Counter>,
 }
@@ -176,26 +208,77 @@ impl Default for Metrics {
             queue: Family::default(),
             bytes_in_flight: Gauge::default(),
             requests: Family::default(),
+            transfer_seconds: Family::new_with_constructor(seconds),
             events: Counter::default(),
             faults: Family::default(),
-            // 1 ms to about 17 minutes.
-            hold_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
+            hold_seconds: seconds(),
             leases: Family::default(),
             evicted: Gauge::default(),
             invocations: Family::default(),
+            invocations_ended: Family::default(),
             notifications: Family::default(),
         };
         Self {
             registry: Arc::new(metrics.register()),
             ..metrics
         }
+        .with_zeros()
     }
 }
 
+/// A histogram of times, from 1 ms to about 9 minutes.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 20))
+}
+
 impl Metrics {
+    /// With a 0 for what may be counted.
+    fn with_zeros(self) -> Self {
+        for kind in FAULTS {
+            self.faults.get_or_create(&KindLabels { kind }).inc_by(0);
+        }
+        for kind in TRANSFERS {
+            drop(self.transfer(kind));
+        }
+        for kind in TRANSFERS.into_iter().chain(QUESTIONS) {
+            self.requests.get_or_create(&KindLabels { kind }).inc_by(0);
+        }
+        for kind in ["renewed", "lost", "returned"] {
+            self.lease(kind, 0);
+        }
+        for state in UNDER_WAY {
+            self.invocations.get_or_create(&StateLabels { state }).set(0);
+        }
+        for state in ["settled", "superseded", "interrupted"] {
+            self.invocations_ended
+                .get_or_create(&StateLabels { state })
+                .inc_by(0);
+        }
+        for lane in ["required", "optional", "large"] {
+            self.queue_depth(lane, 0);
+        }
+        for source in ["batch", "stream", "inline", "copy"] {
+            self.blobs(source, "downloaded", 0);
+        }
+        self.blobs("disk", "present", 0);
+        for outcome in ["failed", "evicted", "superseded"] {
+            self.blobs("none", outcome, 0);
+        }
+        for via in ["url", "command"] {
+            for outcome in [Notified::Sent, Notified::Failed, Notified::Dropped] {
+                self.notification(via, outcome, 0);
+            }
+        }
+        self
+    }
+
     /// The registry with all of them.
     fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("outhaul");
+        let build = Family::<VersionLabels, Gauge>::default();
+        let version = env!("CARGO_PKG_VERSION");
+        build.get_or_create(&VersionLabels { version }).set(1);
+        registry.register("build_info", "Which version runs: always 1", build);
         registry.register("blobs", "Outputs by source and outcome", self.blobs.clone());
         registry.register_with_unit(
             "downloaded",
@@ -226,6 +309,12 @@ impl Metrics {
             self.bytes_in_flight.clone(),
         );
         registry.register("requests", "Requests to the remote cache", self.requests.clone());
+        registry.register_with_unit(
+            "transfer",
+            "Time that requests for blobs took, by kind, with waiting for --limit-rate",
+            Unit::Seconds,
+            self.transfer_seconds.clone(),
+        );
         registry.register("events", "Build events received", self.events.clone());
         registry.register("faults", "Errors, by kind", self.faults.clone());
         registry.register_with_unit(
@@ -234,7 +323,16 @@ impl Metrics {
             Unit::Seconds,
             self.hold_seconds.clone(),
         );
-        registry.register("invocations", "Invocations by state", self.invocations.clone());
+        registry.register(
+            "invocations",
+            "Invocations that are not over, by state",
+            self.invocations.clone(),
+        );
+        registry.register(
+            "invocations_ended",
+            "Invocations that came to an end, by its state",
+            self.invocations_ended.clone(),
+        );
         registry.register(
             "leases",
             "Outputs whose leases were renewed (renewed), that the cache has lost (lost) or has again \
@@ -275,12 +373,19 @@ impl Metrics {
 
     /// One fault.
     pub fn fault(&self, kind: &'static str) {
+        debug_assert!(FAULTS.contains(&kind), "{kind} is not in the list");
         self.faults.get_or_create(&KindLabels { kind }).inc();
     }
 
     /// One request.
     pub fn request(&self, kind: &'static str) {
         self.requests.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// For how long a request that transfers blobs took.
+    pub(crate) fn transfer(&self, kind: &'static str) -> Histogram {
+        debug_assert!(TRANSFERS.contains(&kind), "{kind} is not in the list");
+        self.transfer_seconds.get_or_create_owned(&KindLabels { kind })
     }
 
     /// Counts outputs by their leases: `renewed`, `lost` or `returned`.
@@ -298,10 +403,15 @@ impl Metrics {
 
     /// An invocation went from one state (none at its beginning) to another.
     pub fn invocation(&self, from: Option<&'static str>, to: &'static str) {
-        if let Some(state) = from {
+        if let Some(state) = from.filter(|state| UNDER_WAY.contains(state)) {
             self.invocations.get_or_create(&StateLabels { state }).dec();
         }
-        self.invocations.get_or_create(&StateLabels { state: to }).inc();
+        let labels = StateLabels { state: to };
+        if UNDER_WAY.contains(&to) {
+            self.invocations.get_or_create(&labels).inc();
+        } else {
+            self.invocations_ended.get_or_create(&labels).inc();
+        }
     }
 
     /// Counts notifications that came to their end.
@@ -336,6 +446,33 @@ impl Metrics {
         }
         text
     }
+
+    /// The same in the format that Prometheus had before. Counters have their samples' names there, and there are no units.
+    pub(crate) fn render_classic(&self) -> String {
+        let mut text = String::new();
+        let mut help = "";
+        let openmetrics = self.render();
+        for line in openmetrics.lines() {
+            let words = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
+            match words {
+                Some(("HELP", rest)) => help = rest,
+                Some(("TYPE", rest)) => {
+                    let (name, kind) = rest.split_once(' ').unwrap_or_default();
+                    let help = help.strip_prefix(name).unwrap_or_default();
+                    let total = if kind == "counter" { "_total" } else { "" };
+                    text.push_str(&format!(
+                        "# HELP {name}{total}{help}\n# TYPE {name}{total} {kind}\n"
+                    ));
+                }
+                _ if line.starts_with('#') => {}
+                _ => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+            }
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -349,6 +486,7 @@ mod tests {
         metrics.invocation(None, "running");
         metrics.invocation(Some("running"), "settled");
         metrics.held(Duration::from_millis(3));
+        metrics.transfer("batch").observe(0.1);
         metrics.queue_depth("required", 7);
         for port in 0..100 {
             metrics.store(&format!("grpc://h:{port}"), 2, 30);
@@ -366,7 +504,9 @@ mod tests {
             "outhaul_room_files_total 3",
             "outhaul_blobs_total{source=\"batch\",outcome=\"downloaded\"} 1",
             "outhaul_invocations{state=\"running\"} 0",
-            "outhaul_invocations{state=\"settled\"} 1",
+            "outhaul_invocations_ended_total{state=\"settled\"} 1",
+            "outhaul_faults_total{kind=\"disk_full\"} 0",
+            "outhaul_transfer_seconds_count{kind=\"batch\"} 1",
             "outhaul_hold_seconds_count 1",
             "outhaul_queue_depth{lane=\"required\"} 7",
             "outhaul_store_outputs_total{store=\"grpc://h:63\"} 2",
@@ -376,5 +516,28 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples_and_names_counters_by_them() {
+        let metrics = Metrics::default();
+        metrics.events.inc();
+        let (openmetrics, classic) = (metrics.render(), metrics.render_classic());
+        let samples = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(samples(&openmetrics), samples(&classic));
+        let events = "# HELP outhaul_events_total Build events received.\n# TYPE outhaul_events_total counter\n\
+                      outhaul_events_total 1\n";
+        assert!(classic.contains(events), "{classic}");
+        assert!(
+            classic.contains("# TYPE outhaul_hold_seconds histogram\n"),
+            "{classic}"
+        );
+        assert!(
+            !classic.contains("# UNIT") && !classic.contains("# EOF"),
+            "{classic}"
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Router,
     extract::{Request, State},
-    http::{StatusCode, header, uri::Authority},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -166,9 +166,23 @@ async fn ready(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], admin.metrics.render()).into_response()
+/// OpenMetrics for those who ask for it, as Prometheus does; its specification wants the older format for all others.
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let mut accepted = headers.get_all(header::ACCEPT).into_iter();
+    let is_openmetrics = accepted.any(|accept| {
+        let accept = accept.to_str().unwrap_or_default();
+        accept.contains("application/openmetrics-text")
+    });
+    let (content_type, text) = if is_openmetrics {
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        (content_type, admin.metrics.render())
+    } else {
+        (
+            "text/plain; version=0.0.4; charset=utf-8",
+            admin.metrics.render_classic(),
+        )
+    };
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ async fn get(address: &str, path: &str) -> (String, String) {
 }
 
 /// The same as if the address were known by this name, with more headers.
-async fn get_from(address: &str, host: &str, path: &str, headers: &str) -> (String, String) {
+pub(crate) async fn get_from(address: &str, host: &str, path: &str, headers: &str) -> (String, String) {
     let mut connection = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await.unwrap();
@@ -45,11 +45,14 @@ async fn health_readiness_and_counts_are_served() {
     assert!(get(address, "/elsewhere").await.0.starts_with("HTTP/1.1 404"));
 
     world.play(&world.build, server.address()).await;
-    let settled = "outhaul_invocations{state=\"settled\"} 1";
+    let settled = "outhaul_invocations_ended_total{state=\"settled\"} 1";
     let (mut head, mut body) = Default::default();
     // It says so shortly after the last acknowledgement.
     until("the build is settled", async || {
-        (head, body) = get(address, "/metrics").await;
+        // As Prometheus asks.
+        let accept =
+            "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2\r\n";
+        (head, body) = get_from(address, address, "/metrics", accept).await;
         body.contains(settled)
     })
     .await;

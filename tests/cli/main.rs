@@ -26,6 +26,7 @@ mod http;
 mod keeping;
 mod leasing;
 #[cfg(feature = "mount")]
+mod monitoring;
 mod mounting;
 mod notifying;
 mod printed;

@@ -118,7 +118,7 @@ impl Daemon {
             state_kib: bytes / 1024,
             state_files: files,
             journals,
-            invocations: metric("outhaul_invocations"),
+            invocations: metric("outhaul_invocations") + metric("outhaul_invocations_ended_total"),
         }
     }
 

@@ -157,6 +157,7 @@ impl Coordinator {
         let (begun, bytes) = (Instant::now(), digests.iter().map(Digest::size).sum());
         window.begin(bytes);
         let pace = Pace::new(self.lanes.rate.as_ref(), class);
+        let took = self.metrics.transfer("batch");
         let task = tokio::spawn(async move {
             pace.take(bytes).await;
             session
@@ -168,6 +169,7 @@ impl Coordinator {
             let answers = task.await.unwrap_or_default();
             let answers = all_answered(asked, answers);
             window.end(bytes, begun);
+            took.observe(begun.elapsed().as_secs_f64());
             // The coordinator outlives its fetches.
             let _ = fetched.send(Fetched::Batch(cache, answers, permit));
         });
@@ -218,6 +220,7 @@ impl Coordinator {
         lead: JobId,
     ) {
         let fetched = self.fetched.clone();
+        let (took, begun) = (self.metrics.transfer("stream"), Instant::now());
         tokio::spawn(async move {
             let result = task.await.unwrap_or_else(|e| {
                 Err(if e.is_cancelled() {
@@ -226,6 +229,7 @@ impl Coordinator {
                     LargeError::Place(PlaceError::internal("downloading a large file panicked"))
                 })
             });
+            took.observe(begun.elapsed().as_secs_f64());
             let _ = fetched.send(Fetched::Large(cache, digest, lead, result));
         });
     }
