@@ -40,6 +40,10 @@ soak *ARGS:
 deny:
     scripts/deny
 
+# What people install, in target/dist: archive, Debian package, list of components, checksums
+package *ARGS:
+    scripts/package {{ARGS}}
+
 # Install the real Bazels and caches that the end-to-end tests run against (Debian, root)
 peers *NAMES:
     scripts/install-peers {{NAMES}}
