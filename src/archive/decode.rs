@@ -1,18 +1,22 @@
 //! Compressors: from the bytes of an archive to those of the tar in it.
 
 use std::{
-    cell::Cell,
-    io::{self, BufReader, Read},
+    cell::{Cell, RefCell},
+    io::{self, BufRead, BufReader, Read},
     rc::Rc,
 };
 
-use flate2::bufread::MultiGzDecoder;
+use ::tar::{EntryType, Header};
+use flate2::bufread::GzDecoder;
 use liblzma::{bufread::XzDecoder, stream};
 use zstd::zstd_safe;
 
 use super::{Archive, ArchiveError, Format, Limit};
 
 const BUFFER: usize = 128 << 10;
+
+/// The size of a header of a tar; everything in one has a multiple of it.
+pub(super) const BLOCK: u64 = 512;
 
 /// zstd's number for a window over the limit: `ZSTD_error_frameParameter_windowTooLarge` of `zstd_errors.h`.
 const WINDOW_TOO_LARGE: usize = 16;
@@ -26,15 +30,43 @@ pub(super) struct Watch {
     failed: Cell<bool>,
     /// How many bytes of the tar may still be read before its next member; `None` while a member is read.
     allowed: Cell<Option<u64>>,
+    /// How many bytes of the tar were read.
+    tar: Cell<u64>,
+    /// Those that were read before the next member, and how many of them only fill the last block of the one before.
+    headers: RefCell<Vec<u8>>,
+    filling: Cell<u64>,
     over: Cell<bool>,
     /// Whether the tar's bytes have ended.
     pub(super) ended: Cell<bool>,
 }
 
 impl Watch {
-    /// From here on, this many bytes of the tar may be read; `None` is any number.
+    /// From here on, headers are read, of at most this many bytes; `None` is the data of a member.
     pub(super) fn allow(&self, bytes: Option<u64>) {
         self.allowed.set(bytes);
+        if bytes.is_some() {
+            self.headers.borrow_mut().clear();
+            let read = self.tar.get();
+            self.filling.set(read.next_multiple_of(BLOCK) - read);
+        }
+    }
+
+    /// The extended header among those that were just read. Of that, the tar library shows only what it makes of it.
+    pub(super) fn extended_header(&self) -> Option<Vec<u8>> {
+        let headers = self.headers.borrow();
+        let mut rest = headers.get(usize::try_from(self.filling.get()).ok()?..)?;
+        loop {
+            let (block, data) = rest.split_at_checked(usize::try_from(BLOCK).ok()?)?;
+            let header = Header::from_byte_slice(block);
+            let size = usize::try_from(header.entry_size().ok()?).ok()?;
+            match header.entry_type() {
+                EntryType::XHeader | EntryType::XGlobalHeader => return Some(data.get(..size)?.to_vec()),
+                EntryType::GNULongName | EntryType::GNULongLink => {
+                    rest = data.get(size.checked_next_multiple_of(block.len())?..)?;
+                }
+                _ => return None,
+            }
+        }
     }
 
     /// What an error means that came with reading.
@@ -111,9 +143,18 @@ impl<'a> Decoded<'a> {
         let error = |error| watch.error(error, archive);
         let inner: Box<dyn Read + 'a> = match archive.format {
             Format::Tar => Box::new(source),
-            Format::TarGz => Box::new(MultiGzDecoder::new(source)),
+            Format::TarGz => Box::new(Streams::new(GzDecoder::new(source), |decoder| {
+                let rest = rest(decoder.into_inner())?;
+                Ok(rest.map(GzDecoder::new))
+            })),
             Format::TarZst => {
-                Box::new(zstd_decoder(source, archive.limits[Limit::ZstdWindow]).map_err(error)?)
+                let window = archive.limits[Limit::ZstdWindow];
+                let one = move |source: BufReader<Source<_>>| -> io::Result<_> {
+                    Ok(zstd_decoder(source, window)?.single_frame())
+                };
+                Box::new(Streams::new(one(source).map_err(error)?, move |decoder| {
+                    rest(decoder.finish())?.map(one).transpose()
+                }))
             }
             Format::TarXz => {
                 let stream =
@@ -125,6 +166,54 @@ impl<'a> Decoded<'a> {
         };
         let watch = Rc::clone(watch);
         Ok(Self { inner, watch })
+    }
+}
+
+/// What several streams of a compressor hold, one after the other.
+struct Streams<D, N> {
+    now: Option<D>,
+    /// The decoder of what follows a stream; `None` at the end.
+    next: N,
+}
+
+impl<D: Read, N: FnMut(D) -> io::Result<Option<D>>> Streams<D, N> {
+    const fn new(first: D, next: N) -> Self {
+        let now = Some(first);
+        Self { now, next }
+    }
+}
+
+impl<D: Read, N: FnMut(D) -> io::Result<Option<D>>> Read for Streams<D, N> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.now {
+            let n = decoder.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            if let Some(ended) = self.now.take() {
+                self.now = (self.next)(ended)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// What follows a stream, if that is another one. Zeros are nothing: programs that write whole records fill the last one so
+/// (bsdtar to a pipe), and decompressors pass over them.
+fn rest<R: BufRead>(mut source: R) -> io::Result<Option<R>> {
+    if !matches!(source.fill_buf()?, [0, ..]) {
+        return Ok((!source.fill_buf()?.is_empty()).then_some(source));
+    }
+    loop {
+        let zeros = source.fill_buf()?;
+        if zeros.iter().any(|byte| *byte != 0) {
+            return Err(io::Error::other("something follows its end"));
+        }
+        let n = zeros.len();
+        if n == 0 {
+            return Ok(None);
+        }
+        source.consume(n);
     }
 }
 
@@ -153,10 +242,11 @@ impl Read for Decoded<'_> {
         if n == 0 && wanted > 0 {
             self.watch.ended.set(true);
         }
-        let allowed = self.watch.allowed.get();
-        self.watch
-            .allowed
-            .set(allowed.map(|allowed| allowed.saturating_sub(n as u64)));
+        self.watch.tar.set(self.watch.tar.get() + n as u64);
+        if let Some(allowed) = self.watch.allowed.get() {
+            self.watch.allowed.set(Some(allowed.saturating_sub(n as u64)));
+            self.watch.headers.borrow_mut().extend_from_slice(&buffer[..n]);
+        }
         Ok(n)
     }
 }

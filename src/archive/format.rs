@@ -12,6 +12,20 @@ const ENDINGS: &[(&str, Format)] = &[
     (".zip", Format::Zip),
 ];
 
+/// What the names of other archives end in.
+const OTHERS: &[&str] = &[
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.lz4",
+    ".tar.lzma",
+    ".tar.lz",
+    ".tar.br",
+    ".tar.Z",
+    ".7z",
+    ".rar",
+];
+
 /// An archive's format. It follows from the file's name, never by its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -30,14 +44,21 @@ pub(crate) enum Format {
 impl Format {
     /// The format of a file of this name, in any case; `None` if it is not the name of an archive that can be unpacked.
     pub(crate) fn of(name: &str) -> Option<Self> {
-        let name = name.as_bytes();
-        let ends_in = |ending: &str| {
-            let start = name.len().checked_sub(ending.len()).filter(|start| *start > 0);
-            start.is_some_and(|start| name[start..].eq_ignore_ascii_case(ending.as_bytes()))
-        };
-        let found = ENDINGS.iter().find(|(ending, _)| ends_in(ending));
+        let found = ENDINGS.iter().find(|(ending, _)| ends_in(name, ending));
         found.map(|(_, format)| *format)
     }
+
+    /// Whether it is the name of an archive that cannot be unpacked.
+    pub(crate) fn is_unknown(name: &str) -> bool {
+        OTHERS.iter().any(|ending| ends_in(name, ending))
+    }
+}
+
+/// Whether something is before an ending, in any case.
+fn ends_in(name: &str, ending: &str) -> bool {
+    let name = name.as_bytes();
+    let start = name.len().checked_sub(ending.len()).filter(|start| *start > 0);
+    start.is_some_and(|start| name[start..].eq_ignore_ascii_case(ending.as_bytes()))
 }
 
 /// Where members go.
@@ -73,6 +94,7 @@ mod tests {
             ("\u{e4}.zip", Some(Format::Zip)),
         ] {
             assert_eq!(Format::of(name), format, "{name}");
+            assert_eq!(Format::is_unknown(name), name == "a.tar.bz2", "{name}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Names and link targets of members: which are allowed, and where they go.
 
+use std::borrow::Cow;
+
 use super::{Archive, ArchiveError, Limit, flatten::Manifest};
 use crate::exec_path::{ExecPath, is_reserved};
 
@@ -22,12 +24,12 @@ pub(super) enum Naming<'a> {
     Flatten(&'a Manifest),
 }
 
-/// A name as text, without what tars have before and after it: `./` and, for directories, `/`.
+/// A name as text, without what is nothing to any program: empty components and `.`, and, for directories, the `/` at the end.
 pub(super) fn text<'a>(
     archive: &Archive<'_>,
     name: &'a [u8],
     is_directory: bool,
-) -> Result<&'a str, ArchiveError> {
+) -> Result<Cow<'a, str>, ArchiveError> {
     let error = |reason: &str| ArchiveError::Name {
         archive: archive.name.to_owned(),
         member: String::from_utf8_lossy(name).into_owned(),
@@ -37,10 +39,20 @@ pub(super) fn text<'a>(
     if is_directory && !text.trim_end_matches('/').is_empty() {
         text = text.trim_end_matches('/');
     }
-    while let Some(rest) = text.strip_prefix("./").filter(|rest| !rest.is_empty()) {
-        text = rest;
+    let is_nothing = |component: &str| component.is_empty() || component == ".";
+    let is_cut_short = !is_directory && text.rsplit('/').next().is_some_and(is_nothing);
+    if text.starts_with('/') || is_cut_short || !text.split('/').any(is_nothing) {
+        return Ok(Cow::Borrowed(text));
     }
-    Ok(text)
+    let components: Vec<&str> = text
+        .split('/')
+        .filter(|component| !is_nothing(component))
+        .collect();
+    Ok(match &*components {
+        [] if text.is_empty() => Cow::Borrowed(text),
+        [] => Cow::Borrowed("."),
+        components => Cow::Owned(components.join("/")),
+    })
 }
 
 /// Where a member of this name goes.
@@ -51,6 +63,7 @@ pub(super) fn spot(
     is_directory: bool,
 ) -> Result<Spot, ArchiveError> {
     let text = text(archive, name, is_directory)?;
+    let text = &*text;
     let error = |reason: String| ArchiveError::Name {
         archive: archive.name.to_owned(),
         member: text.to_owned(),
@@ -174,13 +187,21 @@ mod tests {
             ("", 0, true, None),
             ("/", 0, true, None),
             ("/a", 0, false, None),
-            (".//a", 0, false, None),
+            (".//a", 0, false, at("a")),
+            ("a/./b//c", 0, false, at("a/b/c")),
+            ("a//b/./", 0, true, at("a/b")),
+            ("a/.", 0, true, at("a")),
+            ("x//a//b", 1, false, at("a/b")),
+            ("a/.", 0, false, None),
+            ("./.", 0, true, Some(Spot::Target)),
+            ("//a", 0, false, None),
+            ("a//../b", 0, false, None),
             ("..", 0, true, None),
             ("a/../b", 0, false, None),
             // Also where what is wrong would be cut.
             ("../a", 1, false, None),
-            ("a//b", 0, false, None),
-            ("a/./b", 0, false, None),
+            ("a//b", 0, false, at("a/b")),
+            ("a/./b", 0, false, at("a/b")),
             ("a\0b", 0, false, None),
             (".outhaul-tmp/1", 0, false, None),
             ("a/.OUTHAUL", 0, false, None),

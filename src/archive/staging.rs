@@ -79,7 +79,7 @@ pub(super) struct Taken {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     taken: HashMap<[u8; 16], Taken>,
-    /// Files that another archive has as well, with the same bytes.
+    /// Files and links that another archive has as well, with the same content.
     shared: HashSet<([u8; 16], u32)>,
     names: BTreeMap<u32, String>,
     /// Archives of which only a part was unpacked so far.
@@ -107,7 +107,7 @@ impl Index {
         self.taken.insert(key(path), taken);
     }
 
-    /// An archive has the same file.
+    /// An archive has the same file or link.
     pub(super) fn share(&mut self, path: &str, order: u32) {
         self.shared.insert((key(path), order));
     }
@@ -122,12 +122,10 @@ impl Index {
         Ok(())
     }
 
-    /// Whether a path is a file of this archive.
-    pub(super) fn is_file_of(&self, path: &str, order: u32) -> bool {
-        let is_file = |taken: Taken| taken.kind == Kind::File;
-        let is_own = |taken: Taken| taken.order == order || self.shared.contains(&(key(path), order));
-        self.get(path)
-            .is_some_and(|taken| is_file(taken) && is_own(taken))
+    /// What a path is in this archive.
+    pub(super) fn kind_in(&self, path: &str, order: u32) -> Option<Kind> {
+        let is_own = |taken: &Taken| taken.order == order || self.shared.contains(&(key(path), order));
+        self.get(path).filter(is_own).map(|taken| taken.kind)
     }
 
     /// Notes what a path is.

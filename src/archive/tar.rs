@@ -9,15 +9,15 @@ use ::tar::{Entry, EntryType};
 
 use super::{
     Archive, ArchiveError, Limit, Mode, Staging, Unpacked,
-    decode::{Decoded, Watch},
+    decode::{BLOCK, Decoded, Watch},
     flatten::{MANIFEST, Manifest},
     member::{self, Naming, Spot},
     pax,
     tree::Tree,
 };
 
-/// The size of a header; everything in a tar has a multiple of it.
-const BLOCK: u64 = 512;
+/// The type of a member that is only a name for the whole archive (`tar --label`).
+const LABEL: u8 = b'V';
 
 /// How many zeros at the end of a tar are nothing to count: they fill its last record.
 const PADDING: u64 = 64 << 10;
@@ -120,9 +120,9 @@ impl Unpacking<'_> {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let kind = entry.header().entry_type();
         let is_global = kind.is_pax_global_extensions();
-        let extensions = entry.pax_extensions().map_err(|e| self.error(e))?;
-        if let Some(extensions) = extensions {
-            pax::judge(self.archive, &shown, extensions, is_global)?;
+        if entry.pax_extensions().map_err(|e| self.error(e))?.is_some() {
+            let extended = self.watch.extended_header().unwrap_or_default();
+            pax::judge(self.archive, &shown, &extended, is_global)?;
         }
         if is_global {
             if name != *entry.header().path_bytes() {
@@ -133,6 +133,9 @@ impl Unpacking<'_> {
             return self.tree.count();
         }
         self.watch.allow(None);
+        if kind.as_byte() == LABEL && entry.size() == 0 {
+            return self.tree.count();
+        }
         let kind = self.kind(kind, &name, entry.size(), &shown)?;
         if matches!(self.archive.mode, Mode::Flatten) && self.manifest.is_none() {
             return self.manifest(&name, &kind, entry);

@@ -140,28 +140,31 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// A copy of a file that this archive had before, which is what becomes of a hard link: no two files share an inode.
+    /// A copy of a file or symlink that this archive had before, which is what becomes of a hard link: no two files share an
+    /// inode.
     pub(super) fn hard_link(
         &mut self,
-        path: &ExecPath,
+        link: &ExecPath,
         to: &ExecPath,
         read: u64,
     ) -> Result<(), ArchiveError> {
-        let (path, to) = (&self.placed(path)?, &self.placed(to)?);
+        let (path, to) = (&self.placed(link)?, &self.placed(to)?);
         let refused = |reason| Err(self.archive.link(path.as_str(), to.as_str().as_bytes(), reason));
-        if !self
-            .staging
-            .index
-            .lock()
-            .is_file_of(to.as_str(), self.archive.order)
-        {
+        let kind = self.staging.index.lock().kind_in(to.as_str(), self.archive.order);
+        if !matches!(kind, Some(Kind::File | Kind::Symlink)) {
             return refused("no file of that name comes before it in the archive");
         }
         if path == to {
             return refused("it is a link to itself");
         }
-        self.budget.entry()?;
         let error = || place("copy", to.as_path());
+        if kind == Some(Kind::Symlink) {
+            let (dir, name) = split(to);
+            let dir = self.open(dir)?;
+            let target = fs::readlinkat(&*dir, name, Vec::new()).map_err(error())?;
+            return self.symlink(link, target.as_bytes(), read);
+        }
+        self.budget.entry()?;
         let (dir, name) = split(to);
         let dir = self.open(dir)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -372,9 +375,7 @@ impl<'a> Tree<'a> {
             return Err(self.conflict(path.as_str(), "they have different content", true));
         }
         let mut index = self.staging.index.lock();
-        if kind == Kind::File {
-            index.share(path.as_str(), order);
-        }
+        index.share(path.as_str(), order);
         index.list_also(path.as_str(), order)
     }
 

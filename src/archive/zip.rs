@@ -4,6 +4,7 @@
 //! archive is refused.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read},
@@ -11,8 +12,8 @@ use std::{
 
 use flate2::bufread::DeflateDecoder;
 use rawzip::{
-    CompressionMethod, EntryMode, ErrorKind, FileReader, MAX_CENTRAL_DIRECTORY_RECORD_SIZE, ZipArchive,
-    ZipArchiveEntryWayfinder, ZipFileHeaderRecord, ZipLocator,
+    CompressionMethod, CreatorSystem, EntryMode, ErrorKind, FileReader, MAX_CENTRAL_DIRECTORY_RECORD_SIZE,
+    ZipArchive, ZipArchiveEntryWayfinder, ZipFileHeaderRecord, ZipLocator, extra_fields::ExtraFieldId,
 };
 
 use super::{
@@ -33,6 +34,9 @@ const LONGEST_TARGET: u64 = 4095;
 /// A member, by the central directory.
 struct Member {
     name: Vec<u8>,
+    /// The same in UTF-8, if that was not UTF-8 and the entry says what it should be.
+    unicode: Option<Vec<u8>>,
+    is_of_windows: bool,
     mode: EntryMode,
     method: CompressionMethod,
     is_encrypted: bool,
@@ -43,7 +47,18 @@ struct Member {
 
 impl Member {
     fn new(record: &ZipFileHeaderRecord<'_>) -> Self {
+        let made_on = record.version_made_by().creator_system();
+        let raw = record.file_path();
+        let unicode = record.extra_fields().find_map(|(id, field)| {
+            let is_path = id == ExtraFieldId::INFO_ZIP_UNICODE_PATH;
+            is_path.then(|| unicode_path(field, raw.as_bytes())).flatten()
+        });
         Self {
+            unicode,
+            is_of_windows: matches!(
+                made_on,
+                CreatorSystem::FAT | CreatorSystem::VFAT | CreatorSystem::NTFS
+            ),
             name: record.file_path().as_bytes().to_vec(),
             mode: record.mode(),
             method: record.compression_method(),
@@ -53,6 +68,24 @@ impl Member {
             found: record.wayfinder(),
         }
     }
+
+    /// The name with slashes. Older programs on Windows, such as PowerShell 5, write backslashes, and all others read those
+    /// so.
+    fn path(&self) -> Cow<'_, [u8]> {
+        let name = self.unicode.as_ref().unwrap_or(&self.name);
+        if !self.is_of_windows || name.contains(&b'/') || !name.contains(&b'\\') {
+            return Cow::Borrowed(name);
+        }
+        let slash = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
+        name.iter().map(slash).collect()
+    }
+}
+
+/// The name in Info-ZIP's Unicode Path Extra Field (APPNOTE.TXT, 4.6.9), if it is that of this entry.
+fn unicode_path(field: &[u8], raw: &[u8]) -> Option<Vec<u8>> {
+    let (version, field) = field.split_first()?;
+    let (crc, name) = field.split_first_chunk()?;
+    (*version == 1 && u32::from_le_bytes(*crc) == rawzip::crc32(raw)).then(|| name.to_vec())
 }
 
 /// One zip while it is unpacked.
@@ -108,11 +141,10 @@ pub(crate) fn unpack(
         let member = Member::new(&record);
         unpacking.member(&member)?;
     }
-    if count != zip.entries_hint() {
-        return Err(archive.damaged(format!(
-            "its directory has {count} members where it says {}",
-            zip.entries_hint()
-        )));
+    // Where nothing but 16 bits is for it, programs that write more members let it overflow.
+    let hint = zip.entries_hint();
+    if count != hint && count % (1 << 16) != hint {
+        return Err(archive.damaged(format!("its directory has {count} members where it says {hint}")));
     }
     Ok(unpacking.tree.finish())
 }
@@ -147,9 +179,10 @@ impl<'a> Unpacking<'a> {
             return Err(self.archive.unsupported(&shown, "is encrypted".to_owned()));
         }
         let kind = member.mode.value() & TYPE;
-        let is_directory = kind == DIRECTORY || member.name.ends_with(b"/");
+        let path = member.path();
+        let is_directory = kind == DIRECTORY || path.ends_with(b"/");
         let naming = Naming::Strip(self.strip_components);
-        let spot = member::spot(self.archive, &naming, &member.name, is_directory)?;
+        let spot = member::spot(self.archive, &naming, &path, is_directory)?;
         let mut data = self.data(member, &shown)?;
         let is_empty = member.size == 0;
         match (spot, is_directory) {

@@ -55,8 +55,15 @@ fn nothing_may_follow_the_end() {
         let error = how.error(&compress(format, &twice));
         assert!(error.contains("something follows its end"), "{error}");
         // After the end of the compressor's last stream.
-        let garbage = [&compress(format, &tar)[..], b"garbage"].concat();
-        assert!(how.error(&garbage).starts_with("0.tar is damaged"), "{format:?}");
+        for follows in [&b"garbage"[..], b"\0\0\0\0x"] {
+            let garbage = [&compress(format, &tar)[..], follows].concat();
+            assert!(how.error(&garbage).starts_with("0.tar is damaged"), "{format:?}");
+        }
+        // Zeros are no more than padding there, too.
+        let dir = tempfile::tempdir().unwrap();
+        let filled = [&compress(format, &tar)[..], &[0; 200 << 10]].concat();
+        how.all(&dir.path().join("t"), &[&filled]).unwrap();
+        assert_eq!(tree(dir.path()).len(), 2, "{format:?}");
     }
 }
 
@@ -130,7 +137,13 @@ fn what_cannot_be_unpacked_is_named() {
         ("a device", tar().entry(entry(EntryType::Char, "c"))),
         ("a device", tar().entry(entry(EntryType::Block, "b"))),
         ("a named pipe", tar().entry(entry(EntryType::Fifo, "p"))),
-        ("of the type 'V'", tar().entry(entry(EntryType::new(b'V'), "v"))),
+        (
+            "of the type 'V'",
+            tar().entry(Entry {
+                data: b"x",
+                ..entry(EntryType::new(b'V'), "v")
+            }),
+        ),
         ("of the type 'M'", tar().entry(entry(EntryType::new(b'M'), "v"))),
         ("absolute path", tar().symlink("l", "/etc/passwd")),
         ("leads out", tar().symlink("l", "../x")),
@@ -150,7 +163,7 @@ fn what_cannot_be_unpacked_is_named() {
         ("comes before it", tar().hard_link("a", "b").file("b", "")),
         ("comes before it", tar().hard_link("a", "a")),
         ("comes before it", tar().directory("d").hard_link("a", "d")),
-        ("comes before it", tar().symlink("b", "c").hard_link("a", "b")),
+        ("leads out", tar().symlink("d/b", "../c").hard_link("a", "d/b")),
         (
             "comes before it",
             tar().file("d/x", "").symlink("e", "d").hard_link("a", "e/x"),
@@ -186,6 +199,35 @@ fn what_cannot_be_unpacked_is_named() {
         (
             "malformed",
             tar().raw_pax(EntryType::XHeader, b"8 path=a\n").file("x", ""),
+        ),
+        (
+            "malformed",
+            tar()
+                .raw_pax(EntryType::XHeader, b"10 path=a\n10 path=b\r")
+                .file("x", ""),
+        ),
+        // A name that other programs do not see, or see otherwise.
+        (
+            "a value of several lines",
+            tar()
+                .pax(EntryType::XHeader, &[("comment", "a\n10 path=b")])
+                .file("x", ""),
+        ),
+        (
+            "a value of several lines",
+            tar().pax(EntryType::XHeader, &[("path", "a\nb")]).file("x", ""),
+        ),
+        (
+            "a value of several lines",
+            tar()
+                .pax(EntryType::XHeader, &[("comment", "a\nb"), ("size", "0")])
+                .file("x", ""),
+        ),
+        (
+            "a value of several lines",
+            tar()
+                .pax(EntryType::XHeader, &[("comment", "a\n\nb"), ("path", "y")])
+                .file("x", ""),
         ),
         (
             "malformed",
@@ -231,11 +273,13 @@ fn what_cannot_be_unpacked_is_named() {
 
 #[test]
 fn harmless_oddities_are_unpacked() {
+    let long = format!("d\u{e4}/{}", "n".repeat(120));
     let tar = Tar::default()
+        .entry(Entry::new(EntryType::new(b'V'), "/of all"))
         .pax(EntryType::XGlobalHeader, &[("comment", "a commit")])
         .directory("./")
         .file("./a", "one")
-        .file("a", "one")
+        .file(".//a", "one")
         .entry(Entry {
             mode: 0o6755,
             data: b"run",
@@ -247,11 +291,25 @@ fn harmless_oddities_are_unpacked() {
         })
         .entry(Entry::new(EntryType::Regular, "old/"))
         .directory("old/")
-        .pax(EntryType::XHeader, &[("path", "d\u{e4}/b"), ("mtime", "1.5")])
+        // As macOS and `tar --acls` write them: a value is as long as it says.
+        .pax(
+            EntryType::XHeader,
+            &[
+                ("path", "d\u{e4}/b"),
+                (
+                    "SCHILY.acl.access",
+                    "user::rw-\ngroup::r--\n\n9 x=y\nother::r--\n",
+                ),
+                ("mtime", "1.5"),
+            ],
+        )
         .file("short", "two")
+        .pax(EntryType::XHeader, &[("comment", "a\nb"), ("linkpath", "../old")])
+        .symlink(&long, "no")
         .hard_link("d\u{e4}/c", "./a")
         .hard_link("run", "setuid")
         .symlink("d\u{e4}/l", "../old")
+        .hard_link("d\u{e4}/m", "d\u{e4}/l")
         .symlink("gone", "nothing")
         .symlink("gone", "nothing")
         .end();
@@ -264,6 +322,8 @@ fn harmless_oddities_are_unpacked() {
         ("d\u{e4}/b", "644 two"),
         ("d\u{e4}/c", "644 one"),
         ("d\u{e4}/l", "-> ../old"),
+        ("d\u{e4}/m", "-> ../old"),
+        (long.as_str(), "-> ../old"),
         ("gone", "-> nothing"),
         ("odd", "755 "),
         ("old", "755 directory"),
@@ -271,7 +331,7 @@ fn harmless_oddities_are_unpacked() {
         ("setuid", "755 run"),
     ];
     assert_eq!(tree(&target), lines(&expected));
-    assert_eq!((published.files, published.existed), (8, false));
+    assert_eq!((published.files, published.existed), (10, false));
     use std::os::unix::fs::MetadataExt as _;
     let meta = |name: &str| fs::metadata(target.join(name)).unwrap();
     assert_eq!((meta("a").nlink(), meta("run").nlink()), (1, 1));

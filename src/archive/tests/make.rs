@@ -169,6 +169,10 @@ pub(crate) struct ZipEntry<'a> {
     /// Whether its place is that of the member before.
     pub(crate) overlaps: bool,
     pub(crate) is_deflated: bool,
+    /// The system that it says it was made on: Unix, if not another.
+    pub(crate) made_on: u8,
+    /// Extra fields, in the directory only.
+    pub(crate) extra: &'a [u8],
 }
 
 impl<'a> ZipEntry<'a> {
@@ -184,6 +188,8 @@ impl<'a> ZipEntry<'a> {
             method: None,
             overlaps: false,
             is_deflated: false,
+            made_on: 3,
+            extra: b"",
         }
     }
 }
@@ -227,17 +233,27 @@ impl Zip {
             self.bytes.extend_from_slice(name.as_bytes());
             self.bytes.extend_from_slice(&packed);
         }
-        // Made by Unix.
-        self.directory.extend_from_slice(b"PK\x01\x02\x14\x03\x14\0");
+        self.directory.extend_from_slice(b"PK\x01\x02\x14");
+        self.directory.push(entry.made_on);
+        self.directory.extend_from_slice(&[0x14, 0]);
         self.directory.extend_from_slice(&common);
         self.directory
             .extend_from_slice(&(entry.name.len() as u16).to_le_bytes());
-        self.directory.extend_from_slice(&[0; 8]);
+        self.directory
+            .extend_from_slice(&(entry.extra.len() as u16).to_le_bytes());
+        self.directory.extend_from_slice(&[0; 6]);
         self.directory
             .extend_from_slice(&(entry.mode << 16).to_le_bytes());
         self.directory.extend_from_slice(&start.to_le_bytes());
         self.directory.extend_from_slice(entry.name.as_bytes());
-        self.count += 1;
+        self.directory.extend_from_slice(entry.extra);
+        self.count = self.count.wrapping_add(1);
+        self
+    }
+
+    /// Says that it has so many members.
+    pub(crate) fn counting(mut self, count: u16) -> Self {
+        self.count = count;
         self
     }
 
