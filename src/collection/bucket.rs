@@ -56,10 +56,9 @@ impl Collection for BucketDirectory {
         if let Some(name) = &self.only {
             return Ok(Listing::of_one(name));
         }
-        let all = self.bucket.list("").await?;
         // What is further below are logs and the like.
-        let direct = all.into_iter().filter(|object| !object.name.contains('/'));
-        let items = direct.map(|object| Item {
+        let all = self.bucket.list("").await?;
+        let items = all.into_iter().map(|object| Item {
             name: object.name,
             size: Some(object.size),
             etag: object.etag,

@@ -8,7 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
-use object_store::{GetOptions, GetRange, path::Path};
+use object_store::{
+    GetOptions, GetRange,
+    list::{PaginatedListOptions, PaginatedListResult},
+    path::{DELIMITER, Path},
+};
 use parking_lot::Mutex;
 use tokio::{sync::OnceCell, time::Instant};
 
@@ -168,8 +172,8 @@ impl Bucket {
         &self.retry
     }
 
-    /// All objects whose names below the address's prefix begin with the segments `below`, which may be empty. In the
-    /// order of their names.
+    /// The objects right below the address's prefix and the segments `below`, which may be empty. In the order of their
+    /// names. What is further below is not looked at.
     ///
     /// # Errors
     /// When the store cannot be asked, does not let us list, or has more than a million.
@@ -181,41 +185,65 @@ impl Bucket {
     async fn list_once(&self, context: &str, below: &str) -> Result<Vec<Listed>, RemoteError> {
         self.ready(context).await?;
         let prefix = self.path(context, below)?;
-        let mut stream = self.opened.store.list(Some(&prefix));
         let mut listed = Vec::new();
         let (mut seen, mut names) = (0, 0);
-        let stall = self.options.stall_timeout;
+        let mut page_token = None;
         loop {
-            let next = tokio::time::timeout(stall, stream.next()).await;
-            let next = next.map_err(|_| {
-                let message = format!("no answer within {stall:?}");
-                RemoteError::timeout(context, message)
-            })?;
-            let Some(found) = next else { break };
-            let found = found.map_err(|e| self.refused(context.to_owned(), &e))?;
+            let page = self.page(context, &prefix, page_token.clone()).await?;
+            let page = page.map_err(|e| self.refused(context.to_owned(), &e))?;
             self.there.store(true, Relaxed);
-            let whole = found.location.as_ref();
-            let name = match self.address.prefix.as_str() {
-                "" => Some(whole),
-                prefix => whole.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')),
-            };
-            (seen, names) = (seen + 1, names + whole.len());
+            seen += 1 + page.result.common_prefixes.len() + page.result.objects.len();
+            for found in page.result.objects {
+                let whole = found.location.as_ref();
+                let name = match self.address.prefix.as_str() {
+                    "" => Some(whole),
+                    prefix => whole.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')),
+                };
+                names += whole.len();
+                // The prefix itself may be an object's name, too.
+                if let Some(name) = name {
+                    listed.push(Listed {
+                        name: name.to_owned(),
+                        size: found.size,
+                        etag: found.e_tag,
+                    });
+                }
+            }
             if seen > MAX_LISTED || names > MAX_NAMES {
                 let message =
                     format!("there are more than {MAX_LISTED} objects, or their names are too long");
                 return Err(RemoteError::rejected(context, message));
             }
-            // The prefix itself may be an object's name, too.
-            if let Some(name) = name {
-                listed.push(Listed {
-                    name: name.to_owned(),
-                    size: found.size,
-                    etag: found.e_tag,
-                });
+            if page.page_token.is_none() {
+                break;
             }
+            if page.page_token == page_token {
+                let message = "the store's listing does not go on";
+                return Err(RemoteError::protocol(context, message));
+            }
+            page_token = page.page_token;
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
+    }
+
+    /// A page of a listing of what is right below a prefix.
+    async fn page(
+        &self,
+        context: &str,
+        prefix: &Path,
+        page_token: Option<String>,
+    ) -> Result<object_store::Result<PaginatedListResult>, RemoteError> {
+        let below = format!("{prefix}/");
+        let below = (below != "/").then_some(&*below);
+        let options = PaginatedListOptions {
+            delimiter: Some(DELIMITER.into()),
+            page_token,
+            ..PaginatedListOptions::default()
+        };
+        let stall = self.options.stall_timeout;
+        let page = tokio::time::timeout(stall, self.opened.pages.list_paginated(below, options)).await;
+        page.map_err(|_| RemoteError::timeout(context, format!("no answer within {stall:?}")))
     }
 
     /// Reads an object, by its name below the address's prefix, from a byte on: the first bytes when the future ends, the
@@ -351,15 +379,18 @@ impl Bucket {
 
     async fn list_one(&self, context: &str) -> Result<(), RemoteError> {
         let prefix = self.path(context, "")?;
-        let mut stream = self.opened.store.list(Some(&prefix));
-        let next = tokio::time::timeout(self.options.stall_timeout, stream.next()).await;
-        match next {
-            Ok(None | Some(Ok(_))) => {
+        match self.page(context, &prefix, None).await? {
+            // What cannot be read of a listing is one, too.
+            Err(error)
+                if !matches!(error, object_store::Error::InvalidPath { .. })
+                    && find::<Broken>(&error) != Some(&Broken::Cut) =>
+            {
+                Err(self.refused(context.to_owned(), &error))
+            }
+            _ => {
                 self.there.store(true, Relaxed);
                 Ok(())
             }
-            Ok(Some(Err(error))) => Err(self.refused(context.to_owned(), &error)),
-            Err(_) => Err(RemoteError::timeout(context, "the store does not answer")),
         }
     }
 
@@ -386,7 +417,8 @@ impl Bucket {
         let is_anonymous = self.opened.is_anonymous() && !self.there.load(Relaxed);
         // Azure says.
         let is_clear = self.address.provider == Provider::Azure;
-        if explained.kind != RemoteErrorKind::Denied || refusal.status != 403 || is_anonymous || is_clear {
+        if explained.kind != RemoteErrorKind::Denied || !refusal.may_be_missing() || is_anonymous || is_clear
+        {
             return explained;
         }
         let listable = self

@@ -41,6 +41,8 @@ pub(super) enum Broken {
     Long(usize),
     #[error("{0} cannot be verified: {1}")]
     NoAuthorities(String, String),
+    #[error("the store cut its listing and does not say how it goes on: it does not know ListObjectsV2")]
+    Cut,
 }
 
 impl Refusal {
@@ -97,7 +99,13 @@ impl Refusal {
             | "AuthenticationFailed"
             | "InvalidSecurity"
             | "RequestTimeTooSkewed"
-            | "UserProjectMissing" => Kind::Config,
+            | "UserProjectMissing"
+            | "SecondLevelDomainForbidden"
+            | "AccountProblem"
+            | "AllAccessDisabled"
+            | "NotSignedUp"
+            | "UserDisable" => Kind::Config,
+            "InvalidObjectState" => Kind::Rejected,
             "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "NoAuthenticationInformation" => {
                 Kind::Unauthenticated
             }
@@ -119,6 +127,11 @@ impl Refusal {
         self.status == 412
     }
 
+    /// Whether this may be what a store says of a missing object to those who may not list it.
+    pub(super) fn may_be_missing(&self) -> bool {
+        self.status == 403 && matches!(&*self.code, "" | "AccessDenied" | "Forbidden" | "AllAccessDenied")
+    }
+
     /// Whether only the status says that something is missing.
     pub(super) fn is_vague(&self) -> bool {
         self.code.is_empty() && matches!(self.status, 400..=404)
@@ -133,6 +146,13 @@ impl Refusal {
             "RequestTimeTooSkewed" => "this machine's clock is wrong",
             "ExpiredToken" | "TokenRefreshRequired" => "the credentials have expired",
             "InvalidToken" => "the session token is not valid, or has expired",
+            "SecondLevelDomainForbidden" => {
+                "the store wants the bucket in the host's name: add path-style=no"
+            }
+            "AccountProblem" | "AllAccessDisabled" | "NotSignedUp" | "UserDisable" => {
+                "the store has disabled the account"
+            }
+            "InvalidObjectState" => "it is in an archive tier of the store, and must be restored first",
             "UserProjectMissing" => "the bucket's readers must pay, which is not supported",
             _ => match self.kind() {
                 RemoteErrorKind::Denied => "permission denied by the store",
@@ -163,6 +183,13 @@ impl Refusal {
     }
 }
 
+/// Whether a page of a listing says that there is more, and not how to ask for it. The crate takes that for the end.
+pub(super) fn is_cut(page: &[u8]) -> bool {
+    let page = String::from_utf8_lossy(page);
+    element(&page, "IsTruncated") == Some("true")
+        && element(&page, "NextContinuationToken").is_none_or(str::is_empty)
+}
+
 /// The text of an XML element, which has no elements in it. Entities stay as they are.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
@@ -185,7 +212,7 @@ pub(super) fn explain(context: String, error: &object_store::Error) -> RemoteErr
     let said = inner.map_or_else(String::new, |inner| readable(&inner.to_string()));
     let kind = match find::<Broken>(error) {
         Some(Broken::Slow(_)) => RemoteErrorKind::Timeout,
-        Some(Broken::RangeIgnored | Broken::Long(_)) => RemoteErrorKind::Protocol,
+        Some(Broken::RangeIgnored | Broken::Long(_) | Broken::Cut) => RemoteErrorKind::Protocol,
         Some(Broken::NotEncrypted(_) | Broken::NoAuthorities(..)) => RemoteErrorKind::Config,
         None if find::<hyper::Error>(error).is_some()
             || find::<hyper_util::client::legacy::Error>(error).is_some()
@@ -234,6 +261,10 @@ mod tests {
             (403, "SignatureDoesNotMatch", Kind::Config),
             (403, "RequestTimeTooSkewed", Kind::Config),
             (403, "AccessDenied", Kind::Denied),
+            (403, "SecondLevelDomainForbidden", Kind::Config),
+            (403, "InvalidObjectState", Kind::Rejected),
+            (403, "UserDisable", Kind::Config),
+            (403, "NotOfThisTable", Kind::Denied),
             (400, "ExpiredToken", Kind::Unauthenticated),
             (400, "RequestTimeout", Kind::Unavailable),
             (503, "SlowDown", Kind::Unavailable),

@@ -84,7 +84,8 @@ impl Files {
     /// # Errors
     /// When a file that is there cannot be read, or the profile that was asked for is in none.
     pub(super) fn read(&self) -> Result<Option<Profile>, ProfileError> {
-        let config = section(&text_of(&self.config)?, |header| match &*words(header) {
+        let text = text_of(&self.config)?;
+        let config = section(&text, |header| match &*words(header) {
             [kind, name] => kind == "profile" && *name == self.name,
             // The only one that needs no `profile` there.
             _ => header == "default" && self.name == header,
@@ -99,6 +100,16 @@ impl Files {
         }
         let mut settings = config.unwrap_or_default();
         settings.extend(credentials.unwrap_or_default());
+        let services = settings.get("services").cloned();
+        let services = services.and_then(|name| {
+            section(
+                &text,
+                |header| matches!(&*words(header), [kind, of] if kind == "services" && *of == name),
+            )
+        });
+        // More closely than for all services.
+        let endpoint = services.and_then(|mut services| services.remove("s3.endpoint_url"));
+        settings.extend(endpoint.map(|url| ("endpoint_url".to_owned(), url)));
         let name = self.name.clone();
         Ok(Some(Profile { name, settings }))
     }
@@ -118,12 +129,13 @@ fn text_of(file: &Path) -> Result<String, ProfileError> {
 }
 
 /// The settings below the headers that fit, by the rules of AWS's tools, which read them with Python's `configparser`: what
-/// is indented further than the setting before it belongs to that one. Such nested settings are not ours.
+/// is indented further than the setting before it belongs to that one: `KEY.NESTED`, if that one has no value of its own.
 fn section(text: &str, fits: impl Fn(&str) -> bool) -> Option<HashMap<String, String>> {
     let mut found: Option<HashMap<String, String>> = None;
     let mut inside = false;
-    // How far the setting before is indented, if there is one in this section.
+    // How far the setting before is indented, if there is one in this section, and its name if it has no value.
     let mut before = None;
+    let mut above = String::new();
     for line in text.lines() {
         let written = line.trim_start();
         let indent = line.len() - written.len();
@@ -139,13 +151,21 @@ fn section(text: &str, fits: impl Fn(&str) -> bool) -> Option<HashMap<String, St
             }
             continue;
         }
-        if before.is_some_and(|before| indent > before) {
-            continue;
+        let is_nested = before.is_some_and(|before| indent > before);
+        let (key, value) = written.split_once(['=', ':']).unwrap_or_default();
+        let (mut key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+        if is_nested {
+            key = format!("{above}.{key}");
+        } else {
+            before = Some(indent);
+            above = if value.is_empty() {
+                key.clone()
+            } else {
+                String::new()
+            };
         }
-        before = Some(indent);
-        if let (true, Some((key, value)), Some(found)) = (inside, written.split_once(['=', ':']), &mut found)
-        {
-            found.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        if let (true, Some(found)) = (inside, &mut found) {
+            found.insert(key, value.to_owned());
         }
     }
     found
@@ -161,6 +181,20 @@ impl Profile {
 
     pub(super) fn region(&self) -> Option<&str> {
         self.get("region")
+    }
+
+    /// The server, if it is not AWS's own.
+    pub(super) fn endpoint(&self) -> Option<&str> {
+        self.get("endpoint_url")
+    }
+
+    /// Whether the bucket's name is in the path, if it says so.
+    pub(super) fn path_style(&self) -> Option<bool> {
+        match self.get("s3.addressing_style")? {
+            "path" => Some(true),
+            "virtual" => Some(false),
+            _ => None,
+        }
     }
 
     /// Whether it has credentials, or says where they come from.
@@ -464,6 +498,40 @@ mod tests {
             assert!(profile.has_credentials().expect(&shown), "{shown}");
             assert_eq!(profile.get("aws_access_key_id"), Some("MINE"), "{shown}");
             assert_eq!(profile.get("aws_secret_access_key"), Some("s3cret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_profile_may_name_its_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let services =
+            "[services minio]\ns3 =\n  endpoint_url = http://minio\ndynamodb =\n  endpoint_url = http://no\n";
+        for (config, endpoint, path_style) in [
+            ("[profile p]\nendpoint_url = http://h\n", Some("http://h"), None),
+            ("[profile p]\nservices = minio\n", Some("http://minio"), None),
+            (
+                "[profile p]\nendpoint_url = http://h\nservices=minio\ns3 =\n    addressing_style = virtual\n",
+                Some("http://minio"),
+                Some(false),
+            ),
+            (
+                "[profile p]\nservices = other\ns3=\n addressing_style=path\n",
+                None,
+                Some(true),
+            ),
+            (
+                "[profile p]\nregion = x\n  endpoint_url = http://no\n",
+                None,
+                None,
+            ),
+        ] {
+            let files = files(dir.path(), Some("p"), "", &format!("{services}{config}"));
+            let profile = files.read().unwrap().unwrap();
+            assert_eq!(
+                (profile.endpoint(), profile.path_style()),
+                (endpoint, path_style),
+                "{config}"
+            );
         }
     }
 

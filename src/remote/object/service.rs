@@ -20,7 +20,7 @@ use object_store::{
 };
 use percent_encoding::percent_decode_str;
 
-use super::fault::{Broken, Refusal};
+use super::fault::{Broken, Refusal, is_cut};
 use crate::{
     remote::RemoteOptions,
     transport::{RemoteError, Secrets, https},
@@ -121,6 +121,8 @@ impl Service {
         }
         let ranged = request.headers().contains_key(RANGE);
         let streamed = request.extensions().get::<Streamed>().is_some();
+        let query = request.uri().query().unwrap_or_default();
+        let is_listing = query.split('&').any(|setting| setting == "list-type=2");
         let secrets = sent(request.uri(), request.headers());
         let patience = self.connector.patience;
         let slow = || HttpError::new(HttpErrorKind::Timeout, Broken::Slow(patience));
@@ -138,8 +140,11 @@ impl Service {
                 HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)))
             } else {
                 let whole = tokio::time::timeout(patience, Limited::new(body, MAX_COLLECTED).collect());
-                let whole = whole.await.map_err(|_| slow())?.map_err(cut)?;
-                HttpResponseBody::from(whole.to_bytes())
+                let whole = whole.await.map_err(|_| slow())?.map_err(cut)?.to_bytes();
+                if is_listing && is_cut(&whole) {
+                    return Err(HttpError::new(HttpErrorKind::Decode, Broken::Cut));
+                }
+                HttpResponseBody::from(whole)
             };
             return Ok(HttpResponse::from_parts(parts, body));
         }

@@ -147,10 +147,11 @@ pub(super) fn open(
             format_args!("{shown} is not sent unencrypted: use https:// in endpoint=, or add anonymous=yes"),
         ));
     }
-    let store = built(address, builder.build())?;
+    let store = Arc::new(built(address, builder.build())?);
     Ok(Opened {
         ready: if_any(shown, store.credentials()),
-        store: Arc::new(store),
+        pages: store.clone(),
+        store,
         shown,
         profile: None,
     })

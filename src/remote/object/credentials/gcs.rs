@@ -93,8 +93,10 @@ pub(super) fn open(
             (NONE, nothing(), builder.with_credentials(Arc::new(none)))
         }
     };
+    let store = Arc::new(built(address, builder.build())?);
     Ok(Opened {
-        store: Arc::new(built(address, builder.build())?),
+        pages: store.clone(),
+        store,
         shown,
         ready,
         profile: None,

@@ -10,7 +10,7 @@ mod s3;
 
 use std::{fmt, fs, path::PathBuf, pin::Pin, str::FromStr, sync::Arc, time::Instant};
 
-use object_store::{CredentialProvider, ObjectStore, RetryConfig};
+use object_store::{CredentialProvider, ObjectStore, RetryConfig, list::PaginatedListStore};
 use parking_lot::Mutex;
 
 use super::{fault::explain, profile::Provider, service::Connector};
@@ -132,6 +132,8 @@ impl Environment {
 /// A store, ready to be asked.
 pub(super) struct Opened {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same, for its listings by pages.
+    pub(super) pages: Arc<dyn PaginatedListStore>,
     /// What the credentials are that it is shown, for messages.
     pub(super) shown: &'static str,
     /// Gets the credentials, so that a failure to do so is distinguished from one of the store.

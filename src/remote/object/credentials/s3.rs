@@ -36,10 +36,14 @@ pub(super) fn open(
         Err(_) if address.anonymous == Anonymous::Yes => None,
         profile => profile.map_err(|e: ProfileError| wrong(address, e))?,
     };
-    let endpoint = address
-        .endpoint
-        .clone()
-        .or_else(|| environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let endpoint = address.endpoint.clone().or_else(|| {
+        let ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        if ignored.is_some_and(|ignored| ignored.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        let named = environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
+        named.or_else(|| profile.as_ref()?.endpoint().map(str::to_owned))
+    });
     let region = address
         .region
         .clone()
@@ -56,6 +60,7 @@ pub(super) fn open(
     // Certificates are for one level of names, and other servers' buckets have none.
     let in_path = address
         .path_style
+        .or_else(|| profile.as_ref()?.path_style())
         .unwrap_or(endpoint.is_some() || address.bucket.contains('.'));
     builder = builder.with_virtual_hosted_style_request(!in_path);
     // The crate knows the names of the other regions only.
@@ -80,10 +85,11 @@ pub(super) fn open(
         environment,
         &connector,
     )?;
-    let store = built(address, builder.build())?;
+    let store = Arc::new(built(address, builder.build())?);
     Ok(Opened {
         ready: if_any(shown, store.credentials()),
-        store: Arc::new(store),
+        pages: store.clone(),
+        store,
         shown,
         profile: provider,
     })

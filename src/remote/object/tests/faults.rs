@@ -128,6 +128,69 @@ fn broken(answer: Response<Body>, bytes: usize) -> Response<Body> {
 }
 
 #[tokio::test]
+async fn names_below_a_directory_keep_nothing_of_it_from_being_listed() {
+    let (address, count) = store(|asked| {
+        assert!(asked.uri.contains("delimiter=%2F&"), "{}", asked.uri);
+        assert!(asked.uri.contains("prefix=run%2F"), "{}", asked.uri);
+        let object = |key| {
+            format!(
+                "<Contents><Key>{key}</Key><LastModified>2026-11-28T12:00:00Z</LastModified>\
+                 <Size>3</Size><ETag>e</ETag></Contents>"
+            )
+        };
+        let page = if asked.uri.contains("continuation-token=more") {
+            object("run/a.tar")
+        } else {
+            // What `run/logs//x` comes as; and the directory itself.
+            format!(
+                "{}{}<CommonPrefixes><Prefix>run/logs/</Prefix></CommonPrefixes>\
+                 <NextContinuationToken>more</NextContinuationToken>",
+                object("run/"),
+                object("run/b.tar")
+            )
+        };
+        let body = format!("<ListBucketResult>{page}</ListBucketResult>");
+        Response::builder().body(Body::from(body)).unwrap()
+    })
+    .await;
+    let url = url(address, "").replace("s3://b", "s3://b/run");
+    let bucket = bucket(&url, &[]).unwrap();
+    let listed = in_time(bucket.list("")).await.unwrap();
+    let names: Vec<_> = listed.iter().map(|listed| &*listed.name).collect();
+    assert_eq!((&*names, count.load(SeqCst)), (&["a.tar", "b.tar"][..], 2));
+}
+
+#[tokio::test]
+async fn a_listing_that_is_cut_is_no_listing() {
+    for next in [
+        "",
+        "<NextMarker>m</NextMarker>",
+        "<NextContinuationToken/>",
+        "<NextContinuationToken></NextContinuationToken>",
+    ] {
+        let (address, _) = store(move |_| {
+            let page = format!("<ListBucketResult><IsTruncated>true</IsTruncated>{next}</ListBucketResult>");
+            Response::builder().body(Body::from(page)).unwrap()
+        })
+        .await;
+        let bucket = bucket(&url(address, ""), &[]).unwrap();
+        let error = in_time(bucket.list("")).await.unwrap_err();
+        assert!(error.message.contains("cut its listing"), "{next}: {error}");
+        in_time(bucket.probe("x")).await.unwrap();
+    }
+    let (address, count) = store(|_| {
+        let page = "<ListBucketResult><IsTruncated>true</IsTruncated>\
+                    <NextContinuationToken>same</NextContinuationToken></ListBucketResult>";
+        Response::builder().body(Body::from(page)).unwrap()
+    })
+    .await;
+    let bucket = bucket(&url(address, ""), &[]).unwrap();
+    let error = in_time(bucket.list("")).await.unwrap_err();
+    assert!(error.message.contains("does not go on"), "{error}");
+    assert_eq!(count.load(SeqCst), 2);
+}
+
+#[tokio::test]
 async fn broken_streams_go_on_where_they_broke() {
     let blob = noise(1_000_000);
     let digest = sha256(&blob);
