@@ -55,6 +55,10 @@ impl Collection for BlobArchive {
             .await
     }
 
+    fn distrust(&self) -> bool {
+        self.store.distrust(&self.digest)
+    }
+
     fn checksum(&self) -> Option<Checksum> {
         Some(Checksum::from(&self.digest))
     }

@@ -10,7 +10,7 @@ use super::{
     CollectionError, Directory, Progress, SavedFile, Wanted,
     pipe::{Outlet, through},
 };
-use crate::digest::Digest;
+use crate::{digest::Digest, remote::Chain};
 
 /// How a download ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,8 @@ pub(crate) async fn download(
     })
 }
 
-/// Downloads an archive to a file without a name, and verifies it. Bytes that are wrong are asked for once more.
+/// Downloads an archive to a file without a name, and verifies it. Bytes that are wrong are asked for once more, and of
+/// several caches, then of the next one.
 ///
 /// # Errors
 /// As [`download`].
@@ -62,12 +63,23 @@ pub(super) async fn spool(
     directory: &Directory,
     progress: &Arc<Progress>,
 ) -> Result<(SavedFile, Digest), CollectionError> {
-    match once(wanted, directory, progress).await {
-        Err(error) if error.is_worth_another_try() => {
-            tracing::debug!(%error, "downloading it again");
-            once(wanted, directory, progress).await
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match once(wanted, directory, progress).await {
+            Err(error) if is_worth_another_try(wanted, &error, tries) => {
+                tracing::debug!(%error, "downloading it again");
+            }
+            ended => return ended,
         }
-        ended => ended,
+    }
+}
+
+/// Whether an archive is read again after so many tries: once more, and as long as another cache may have it.
+pub(super) fn is_worth_another_try(wanted: &Wanted, error: &CollectionError, tries: usize) -> bool {
+    error.is_worth_another_try() && {
+        let others_may_have_it = wanted.collection.distrust();
+        others_may_have_it && tries < 2 * Chain::MOST || tries == 1
     }
 }
 

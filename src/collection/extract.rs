@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream};
 
 use super::{
     CollectionError, Directory, Progress, Wanted,
-    download::{blocking, spool},
+    download::{blocking, is_worth_another_try, spool},
     is_file_name,
     pipe::{Outlet, through},
 };
@@ -275,7 +275,7 @@ async fn run(
         .await
         {
             Ok(extracted) => return Ok((extracted, Arc::into_inner(staging))),
-            Err(error) if tries == 1 && error.is_worth_another_try() => {
+            Err(error) if is_worth_another_try(wanted, &error, tries) => {
                 tracing::debug!(%error, "downloading it again");
             }
             Err(error) => return Err(error),

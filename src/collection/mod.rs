@@ -116,6 +116,11 @@ pub(crate) trait Collection: Send + Sync + 'static {
     /// [`RemoteErrorKind::Protocol`]: crate::transport::RemoteErrorKind::Protocol
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError>;
 
+    /// Takes in that the bytes that were read last were wrong. Whether others may come, of another cache.
+    fn distrust(&self) -> bool {
+        false
+    }
+
     /// What the bytes must be, where the name of the collection is the digest of its only file.
     fn checksum(&self) -> Option<Checksum> {
         None

@@ -1,8 +1,8 @@
 //! Several stores, asked one after the other.
 //!
 //! What a store does not have, the next one is asked for at once. One that fails three times in a row is passed over for a
-//! while, one that does not let us in at once, and one that cannot be used for good ([`health`]). A blob that came with wrong bytes is asked for once more where it
-//! came from, on another connection, and then of the others ([`memory`]). A blob is not found only if every store says so.
+//! while, and one that does not let us in at once ([`health`]). A blob that came with wrong bytes is asked for once more where
+//! it came from, on another connection, and then of the others ([`memory`]). A blob is not found only if every store says so.
 
 mod actions;
 mod health;
@@ -77,13 +77,6 @@ impl Member {
             None => {}
             Some(News::PassedOver(delay)) => {
                 tracing::warn!(store, error, ?delay, "a store is passed over for now");
-            }
-            Some(News::Refused) => {
-                tracing::warn!(
-                    store,
-                    error,
-                    "a store is passed over from now on: it cannot be used"
-                );
             }
             Some(News::Back) => tracing::info!(store, "a store that was passed over answers again"),
         }
@@ -346,6 +339,12 @@ impl BlobStore for Chain {
                     return Err(error);
                 }
                 let is_wrong = error.kind == RemoteErrorKind::Protocol;
+                if is_wrong && counted.at > at {
+                    // Nothing can go on after bytes that may be wrong: whoever reads begins anew.
+                    self.memory.gave(digest, givers, number);
+                    self.memory.blame(digest);
+                    return Err(error);
+                }
                 if is_wrong {
                     self.memory.doubt(digest, bit(number));
                 }
@@ -401,7 +400,7 @@ impl BlobStore for Chain {
             if blamed & bit(number) != 0 {
                 tracing::warn!(store = &*member.name, %digest, "a store gave wrong bytes");
             }
-            hope |= self.memory.trust(digest, number) != Trust::None && !member.health.lock().is_refused();
+            hope |= self.memory.trust(digest, number) != Trust::None;
         }
         hope
     }

@@ -194,7 +194,7 @@ impl BlobStore for HttpCache {
 
     /// One `GET` for each blob, as many at once as there are connections.
     async fn read_batch(&self, digests: &[Digest], _: &Attribution, avoid: bool) -> Vec<BatchAnswer> {
-        let hope = Hope::default();
+        let hope = Hope::new(self.0.options.connections());
         let distinct: HashSet<Digest> = digests.iter().cloned().collect();
         let hope = &hope;
         let reads = distinct.into_iter().map(|digest| async move {
@@ -312,23 +312,42 @@ impl ActionStore for HttpCache {
     }
 }
 
-/// Whether it makes sense to ask for a batch's other blobs, after all that can be tried was tried for one.
-#[derive(Default)]
+/// Failures of a batch after which its other blobs are not asked for, if the server has answered for none.
+const FEW: usize = 3;
+
+/// Whether it makes sense to ask for a batch's other blobs, after all that can be tried was tried for some.
 struct Hope {
     has_answered: AtomicBool,
-    lost: Mutex<Option<RemoteError>>,
+    /// Blobs that are asked for at once.
+    at_once: usize,
+    /// How many blobs failed, and how, once that says something of the others.
+    lost: Mutex<(usize, Option<RemoteError>)>,
 }
 
 impl Hope {
+    fn new(at_once: usize) -> Self {
+        Self {
+            has_answered: AtomicBool::new(false),
+            at_once,
+            lost: Mutex::default(),
+        }
+    }
+
     fn heard(&self, answer: &Result<Bytes, RemoteError>) {
-        match answer {
-            Err(error)
-                if error.kind != RemoteErrorKind::NotFound && error.kind != RemoteErrorKind::Protocol =>
-            {
-                let mut lost = self.lost.lock();
-                lost.get_or_insert_with(|| error.clone());
-            }
-            _ => self.has_answered.store(true, Relaxed),
+        use RemoteErrorKind as Kind;
+        let error = match answer {
+            Err(error) if !matches!(error.kind, Kind::NotFound | Kind::Protocol) => error,
+            _ => return self.has_answered.store(true, Relaxed),
+        };
+        // What is refused may be this one blob, and comes sooner than what is sent: all that are under way may come.
+        let enough = match error.kind {
+            Kind::Denied | Kind::Rejected => self.at_once.max(FEW),
+            _ => self.at_once.min(FEW),
+        };
+        let mut lost = self.lost.lock();
+        lost.0 += 1;
+        if lost.0 >= enough {
+            lost.1.get_or_insert_with(|| error.clone());
         }
     }
 
@@ -337,6 +356,6 @@ impl Hope {
         if self.has_answered.load(Relaxed) {
             return None;
         }
-        self.lost.lock().clone()
+        self.lost.lock().1.clone()
     }
 }

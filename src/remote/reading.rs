@@ -15,7 +15,10 @@ use super::{
     expand::{self, Expanded, TreeRef},
     trees::{DirectoryTree, MAX_TREE, too_large},
 };
-use crate::{digest::Digest, transport::RemoteError};
+use crate::{
+    digest::Digest,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// Keeps what it is given; without a copy if that comes in one piece.
 #[derive(Default)]
@@ -78,9 +81,18 @@ pub(crate) async fn read_blob<S: BlobStore + ?Sized>(
             answer.map_or_else(|| Ok(Bytes::new()), |(_, answer)| answer)?
         } else {
             let mut whole = Collect::default();
-            store
-                .read_stream(digest, 0, attribution, avoid, &mut whole)
-                .await?;
+            match store.read_stream(digest, 0, attribution, avoid, &mut whole).await {
+                // An answer that cannot be used is like wrong bytes.
+                Err(error) if error.kind == RemoteErrorKind::Protocol => {
+                    let may_come = store.distrust(digest);
+                    if avoid && !may_come {
+                        return Err(error);
+                    }
+                    avoid = true;
+                    continue;
+                }
+                read => read?,
+            }
             whole.into_bytes()
         };
         let actual = Digest::of(digest.function(), &bytes);

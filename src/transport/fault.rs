@@ -3,7 +3,7 @@
 use std::{error::Error, io};
 
 use h2::Reason;
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError};
 use tonic::Status;
 
 /// What has befallen a connection, where it makes a difference.
@@ -71,7 +71,7 @@ impl Distrust {
             }
             Self::Name => {
                 "the server's certificate is not for the host name in the address; use a name that the \
-                 certificate has"
+                 certificate has as a subject alternative name (its CN does not count)"
             }
             Self::Time => {
                 "the server's certificate has expired, or is not valid yet; renew it, or set this machine's clock"
@@ -128,10 +128,14 @@ fn of_h2(error: &h2::Error) -> Option<Fault> {
     }
 }
 
+/// Alerts that say nothing of us: the server cannot go on with this connection.
+const PASSING: [AlertDescription; 2] = [AlertDescription::InternalError, AlertDescription::UserCanceled];
+
 fn of_rustls(error: &rustls::Error) -> Option<Fault> {
     match error {
         rustls::Error::InvalidCertificate(error) => Some(Fault::Certificate(Distrust::of(error))),
         rustls::Error::InvalidMessage(_) => Some(Fault::NoTls),
+        rustls::Error::AlertReceived(alert) if PASSING.contains(alert) => Some(Fault::Reset),
         rustls::Error::AlertReceived(_) => Some(Fault::Refused),
         _ => None,
     }
@@ -144,7 +148,10 @@ fn of_io(error: &io::Error) -> Option<Fault> {
         io::ErrorKind::ConnectionReset => Some(Fault::Reset),
         // Once TLS is established, h2 keeps only the text of a TLS error.
         io::ErrorKind::InvalidData => match error.to_string() {
-            text if text.starts_with("received fatal alert") => Some(Fault::Refused),
+            text if text.starts_with("received fatal alert") => {
+                let passes = PASSING.iter().any(|alert| text.ends_with(&format!("{alert:?}")));
+                Some(if passes { Fault::Reset } else { Fault::Refused })
+            }
             text if text.starts_with("received corrupt message") => Some(Fault::NoTls),
             _ => None,
         },
@@ -154,7 +161,7 @@ fn of_io(error: &io::Error) -> Option<Fault> {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{AlertDescription, InvalidMessage};
+    use rustls::InvalidMessage;
 
     use super::*;
 
@@ -182,6 +189,17 @@ mod tests {
                 Fault::Certificate(Distrust::Other),
             ),
             (tls(InvalidMessage::InvalidContentType.into()), Fault::NoTls),
+            (
+                tls(rustls::Error::AlertReceived(AlertDescription::InternalError)),
+                Fault::Reset,
+            ),
+            (
+                of(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "received fatal alert: InternalError",
+                )),
+                Fault::Reset,
+            ),
             (
                 tls(rustls::Error::AlertReceived(
                     AlertDescription::CertificateRequired,

@@ -303,12 +303,13 @@ impl Coordinator {
                 let shard = self.writers.shard(&job.root, &job.path);
                 self.writers
                     .send(shard, Work::Check(job.root.clone(), vec![item]));
-            } else if error.kind == RemoteErrorKind::Protocol && job.mismatches == 0 {
+            } else if error.kind == RemoteErrorKind::Protocol && (job.mismatches == 0 || job.may_come_right())
+            {
                 // No answer, or one of the wrong size or that cannot be unpacked, is like wrong bytes: asked for once
                 // more, another way.
                 tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; retrying");
                 self.metrics.fault("unusable_answer");
-                job.mismatches = 1;
+                job.mismatches = job.mismatches.saturating_add(1);
                 self.enqueue(id);
             } else if matches!(error.kind, RemoteErrorKind::Sink | RemoteErrorKind::Config) {
                 // Ours, and not the cache's.

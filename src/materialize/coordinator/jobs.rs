@@ -9,6 +9,7 @@ use super::super::{
 use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
+    remote::Chain,
     transport::RemoteError,
 };
 
@@ -60,7 +61,19 @@ pub(super) struct Job {
     pub(super) warms: bool,
 }
 
+/// How often wrong bytes are asked for again: twice of each store, however short its memory of them is.
+const MOST_MISMATCHES: usize = 2 * Chain::MOST;
+
 impl Job {
+    /// Whether a blob whose bytes were wrong is asked for again: they may have been those of one store among several.
+    pub(super) fn may_come_right(&self) -> bool {
+        let (OutputContent::Blob(digest), Some(asker)) = (&self.content, self.askers.first()) else {
+            return false;
+        };
+        let others_may_have_it = asker.session.store.distrust(digest);
+        others_may_have_it && usize::from(self.mismatches) < MOST_MISMATCHES || self.mismatches == 0
+    }
+
     pub(super) fn cache(&self) -> CacheId {
         self.askers
             .first()

@@ -15,11 +15,8 @@ use super::{
 };
 use crate::{
     output::{Class, OutputContent},
-    remote::{Chain, LOCAL_FILES},
+    remote::LOCAL_FILES,
 };
-
-/// How often wrong bytes are asked for again: twice of each store, however short its memory of them is.
-const MOST_MISMATCHES: usize = 2 * Chain::MOST;
 
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
@@ -126,16 +123,10 @@ impl Coordinator {
             self.enqueue(id);
         } else if error.is_mismatch() {
             let mut from = None;
-            // It may have been the bytes of one store among several.
-            let may_come = match (&job.content, job.askers.first()) {
-                (OutputContent::Blob(digest), Some(asker)) => {
-                    let store = &asker.session.store;
-                    from = store.origin(digest);
-                    let others_may_have_it = store.distrust(digest);
-                    others_may_have_it && usize::from(job.mismatches) < MOST_MISMATCHES || job.mismatches == 0
-                }
-                _ => false,
-            };
+            if let (OutputContent::Blob(digest), Some(asker)) = (&job.content, job.askers.first()) {
+                from = asker.session.store.origin(digest);
+            }
+            let may_come = job.may_come_right();
             let is_local = from.as_deref() == Some(LOCAL_FILES);
             if !is_local {
                 self.metrics.fault("mismatch");

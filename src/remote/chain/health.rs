@@ -18,6 +18,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 pub(super) struct Health {
     /// Requests that failed since the last one that did not.
     failures: u32,
+    /// Whether it has ever answered: one that has lets us in, and may refuse us a blob.
+    has_answered: bool,
     state: State,
 }
 
@@ -31,8 +33,6 @@ enum State {
         delay: Duration,
         reason: RemoteError,
     },
-    /// Our settings cannot work: that does not change by itself.
-    Refused(RemoteError),
 }
 
 /// A request that may be made. Given back with what came of it.
@@ -51,8 +51,6 @@ pub(super) enum Ticket {
 pub(super) enum News {
     /// It is passed over for so long.
     PassedOver(Duration),
-    /// It is passed over from now on.
-    Refused,
     /// It is asked again.
     Back,
 }
@@ -71,7 +69,6 @@ impl Health {
                 Ok(Ticket::Probe)
             }
             State::PassedOver { reason, .. } => Err(not_asked(reason)),
-            State::Refused(reason) => Err(reason.clone()),
         }
     }
 
@@ -83,7 +80,6 @@ impl Health {
         match &self.state {
             State::PassedOver { until, reason, .. } if now < *until => Err(not_asked(reason)),
             State::Asked | State::PassedOver { .. } => Ok(Ticket::Look),
-            State::Refused(reason) => Err(reason.clone()),
         }
     }
 
@@ -94,27 +90,22 @@ impl Health {
         now: Instant,
         error: Option<&RemoteError>,
     ) -> Option<News> {
-        if matches!(self.state, State::Refused(_)) {
-            return None;
-        }
         let error = error.filter(|error| !is_answer(error));
         if error.is_none() && ticket == Ticket::Look {
             return None;
         }
         let Some(error) = error else {
             self.failures = 0;
+            self.has_answered = true;
             let was_passed_over = matches!(self.state, State::PassedOver { .. });
             self.state = State::Asked;
             return was_passed_over.then_some(News::Back);
         };
         let keeps_us_out = is_closed(error);
-        if !error.is_retryable() && !keeps_us_out {
-            self.state = State::Refused(error.clone());
-            return Some(News::Refused);
-        }
+        let at_once = keeps_us_out && (!self.has_answered || error.kind == RemoteErrorKind::Unauthenticated);
         self.failures = self.failures.saturating_add(1);
         let (delay, is_known) = match &self.state {
-            State::Asked if keeps_us_out || self.failures >= FAILURES => (FIRST_DELAY, false),
+            State::Asked if at_once || self.failures >= FAILURES => (FIRST_DELAY, false),
             State::PassedOver { until, delay, reason }
                 if ticket == Ticket::Probe || ticket == Ticket::Look && now >= *until =>
             {
@@ -130,11 +121,6 @@ impl Health {
         };
         // That changes when somebody lets us in, which may be never: said once.
         (!is_known).then_some(News::PassedOver(delay))
-    }
-
-    /// Whether it may have what it was not asked for.
-    pub(super) const fn is_refused(&self) -> bool {
-        matches!(self.state, State::Refused(_))
     }
 }
 
@@ -152,11 +138,12 @@ fn not_asked(reason: &RemoteError) -> RemoteError {
     }
 }
 
-/// Whether the store does not let us in: asking again at once is of no use, but a token may be renewed, or a right given.
+/// Whether the store does not let us in: asking again at once is of no use, but a token may be renewed, a right given, a
+/// certificate replaced or a clock set.
 const fn is_closed(error: &RemoteError) -> bool {
     matches!(
         error.kind,
-        RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated
+        RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated | RemoteErrorKind::Config
     )
 }
 
@@ -230,22 +217,43 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_cannot_be_used_is_not_asked_again_and_that_is_said_once() {
-        let now = Instant::now();
-        let kind = RemoteErrorKind::Config;
-        let mut health = Health::default();
-        let ticket = health.ask(now).unwrap();
-        assert_eq!(health.heard(ticket, now, Some(&error(kind))), Some(News::Refused));
-        assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
-        assert_eq!(health.heard(ticket, now, None), None);
-        assert_eq!(health.ask(now + seconds(1_000_000)).unwrap_err().kind, kind);
-        assert_eq!(health.look(now + seconds(1_000_000)).unwrap_err().kind, kind);
-        assert!(health.is_refused());
+    fn a_store_that_lets_us_in_may_refuse_a_blob() {
+        use RemoteErrorKind as Kind;
+        for (kind, at_once) in [
+            (Kind::Denied, false),
+            (Kind::Config, false),
+            (Kind::Unauthenticated, true),
+        ] {
+            let now = Instant::now();
+            let mut health = Health::default();
+            let ticket = health.ask(now).unwrap();
+            let passed_over = Some(News::PassedOver(seconds(30)));
+            assert_eq!(health.heard(ticket, now, None), None);
+            let news = health.heard(ticket, now, Some(&error(kind)));
+            assert_eq!(news, passed_over.filter(|_| at_once), "{kind:?}");
+            if at_once {
+                continue;
+            }
+            for reported in [
+                Some(&error(kind)),
+                Some(&error(Kind::NotFound)),
+                Some(&error(kind)),
+                Some(&error(kind)),
+            ] {
+                assert_eq!(health.heard(ticket, now, reported), None, "{kind:?}");
+            }
+            assert_eq!(
+                health.heard(ticket, now, Some(&error(kind))),
+                passed_over,
+                "{kind:?}"
+            );
+        }
     }
 
     #[test]
     fn a_store_that_does_not_let_us_in_is_passed_over_at_once_and_that_is_said_once() {
-        for kind in [RemoteErrorKind::Denied, RemoteErrorKind::Unauthenticated] {
+        use RemoteErrorKind as Kind;
+        for kind in [Kind::Denied, Kind::Unauthenticated, Kind::Config] {
             let mut now = Instant::now();
             let mut health = Health::default();
             let ticket = health.ask(now).unwrap();
@@ -261,7 +269,6 @@ mod tests {
                 );
                 now += seconds(waits);
                 probe = health.ask(now).unwrap();
-                assert!(!health.is_refused());
             }
             assert_eq!(health.heard(probe, now, None), Some(News::Back));
         }

@@ -24,6 +24,10 @@ enum Act {
     WrongOnce,
     /// Half of a stream comes, and then it fails.
     Breaks,
+    /// Half of a stream is wrong, and then it cannot be used; all is right when it is asked with `avoid`.
+    UnusableOnce,
+    /// The same, always.
+    Unusable,
     Fails(RemoteErrorKind),
 }
 
@@ -128,6 +132,10 @@ impl BlobStore for Scripted {
         if act == Act::Breaks {
             sink.write(rest.slice(..rest.len() / 2)).await.unwrap();
             return Err(broken);
+        }
+        if act == Act::Unusable || act == Act::UnusableOnce && !avoid {
+            sink.write(vec![b'!'; rest.len() / 2].into()).await.unwrap();
+            return Err(RemoteError::protocol(self.name, "not the blob"));
         }
         let sink_error = |e| RemoteError::new(RemoteErrorKind::Sink, self.name, e);
         sink.write(rest).await.map_err(sink_error)
@@ -288,11 +296,11 @@ async fn a_dead_store_is_passed_over_for_a_while_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_cannot_be_used_is_asked_once_in_a_life_and_one_that_keeps_us_out_from_time_to_time() {
-    for (kind, requests) in [
-        (RemoteErrorKind::Denied, 5),
-        (RemoteErrorKind::Unauthenticated, 5),
-        (RemoteErrorKind::Config, 1),
+async fn a_store_that_keeps_us_out_is_asked_from_time_to_time() {
+    for kind in [
+        RemoteErrorKind::Denied,
+        RemoteErrorKind::Unauthenticated,
+        RemoteErrorKind::Config,
     ] {
         let first = store("first", &["a"], Act::Fails(kind));
         let second = store("second", &["a"], Act::Well);
@@ -302,7 +310,7 @@ async fn a_store_that_cannot_be_used_is_asked_once_in_a_life_and_one_that_keeps_
             read(&chain, "a").await.unwrap();
             tokio::time::advance(Duration::from_secs(3600)).await;
         }
-        assert_eq!(first.requests(), requests);
+        assert_eq!(first.requests(), 5);
     }
 }
 
@@ -375,6 +383,25 @@ async fn unusable_answers_are_asked_for_once_more_and_then_of_the_next_store() {
             }
             assert_eq!(first.requests(), requests, "streams: {streams}");
         }
+    }
+}
+
+#[tokio::test]
+async fn nothing_goes_on_after_bytes_that_may_be_wrong() {
+    let text = "longer than a batch";
+    let nobody = Attribution::default();
+    for (act, origin_of, asked) in [
+        (Act::UnusableOnce, "second", &[false, true][..]),
+        (Act::Unusable, "third", &[false, true]),
+    ] {
+        let first = store("first", &[], Act::Well);
+        let second = store("second", &[text], act);
+        let third = store("third", &[text], Act::Well);
+        let chain = chain(&[&first, &second, &third]);
+        assert_eq!(read_blob(&chain, &digest(text), &nobody).await.unwrap(), text);
+        assert_eq!(origin(&chain, text).as_deref(), Some(origin_of));
+        let avoided: Vec<_> = second.asked().into_iter().map(|(_, avoid)| avoid).collect();
+        assert_eq!(avoided, asked);
     }
 }
 

@@ -125,7 +125,7 @@ async fn a_dead_server_does_not_cost_every_blob_its_tries() {
         assert_eq!(answer.unwrap_err().kind, RemoteErrorKind::Unavailable);
     }
     let waits = timer.slept.lock().unwrap().len();
-    assert!(waits <= 6, "{waits}");
+    assert!(waits <= 9, "{waits}");
     let error = cache.probe().await.unwrap_err();
     assert!(
         error.to_string().contains("failed to reach the server"),
@@ -176,5 +176,27 @@ async fn a_probe_says_what_is_wrong() {
             (_, probed) => panic!("{status}: {probed:?}"),
         }
         assert_eq!(fake.log().len(), 1, "without retries");
+    }
+}
+
+#[test]
+fn a_refused_blob_says_nothing_of_those_under_way() {
+    use RemoteErrorKind as Kind;
+    for (at_once, kind, enough) in [
+        (100, Kind::Denied, 100),
+        (100, Kind::Rejected, 100),
+        (1, Kind::Denied, 3),
+        (1, Kind::Unavailable, 1),
+        (100, Kind::Unavailable, 3),
+        (100, Kind::Config, 3),
+    ] {
+        let hope = Hope::new(at_once);
+        for failures in 1..=enough {
+            assert!(hope.is_lost().is_none(), "{kind:?} {failures}");
+            hope.heard(&Err(RemoteError::new(kind, "reading", "no")));
+        }
+        assert_eq!(hope.is_lost().unwrap().kind, kind);
+        hope.heard(&Err(RemoteError::new(Kind::NotFound, "reading", "no")));
+        assert!(hope.is_lost().is_none(), "it answers");
     }
 }
