@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::{Error, anyhow, bail};
 use http::{Uri, uri::Authority, uri::Scheme};
 use percent_encoding::percent_decode_str;
+use url::Url;
 
 use crate::transport::{Header, http_url};
 
@@ -69,12 +70,8 @@ impl Address {
     pub(super) fn with_suffix(&self, suffix: &str) -> anyhow::Result<Self> {
         let query = self.uri.query().map(|query| format!("?{query}"));
         let path = format!("{}{suffix}{}", self.uri.path(), query.unwrap_or_default());
-        self.at(&path)
-    }
-
-    fn at(&self, path_and_query: &str) -> anyhow::Result<Self> {
         let mut parts = self.uri.clone().into_parts();
-        let parsed = path_and_query.parse().map_err(|_| anyhow!("is not a path"))?;
+        let parsed = path.parse().map_err(|_| anyhow!("is not a path"))?;
         parts.path_and_query = Some(parsed);
         let uri = Uri::from_parts(parts).map_err(|_| anyhow!("is not a URL"))?;
         Ok(Self {
@@ -85,21 +82,9 @@ impl Address {
 
     /// Where a `Location` leads from here (RFC 9110, 10.2.2). The user name and password stay with their own host.
     pub(super) fn follow(&self, location: &str) -> anyhow::Result<Self> {
-        let mut next = if location.starts_with("//") {
-            let scheme = self.uri.scheme_str().unwrap_or("https");
-            Self::parse(&format!("{scheme}:{location}"))?
-        } else if location.starts_with('/') {
-            self.at(location.split('#').next().unwrap_or(location))?
-        } else if location.contains("://") {
-            Self::parse(location)?
-        } else {
-            let directory = self
-                .uri
-                .path()
-                .rsplit_once('/')
-                .map_or("", |(directory, _)| directory);
-            self.at(&format!("{directory}/{location}"))?
-        };
+        let next = Url::parse(&self.uri.to_string()).and_then(|from| from.join(location));
+        let next = next.map_err(|_| anyhow!("redirects to an invalid URL"))?;
+        let mut next = Self::parse(next.as_str())?;
         if self.is_https() && !next.is_https() {
             bail!("redirects to {next}, which is not encrypted");
         }
@@ -182,7 +167,11 @@ mod tests {
         for (location, uri, stays) in [
             ("/x/y?z#f", "https://h/x/y?z", true),
             ("c", "https://h/a/c", true),
-            ("https://H:443/c", "https://H:443/c", true),
+            ("?x=2", "https://h/a/b?x=2", true),
+            ("../x/./y", "https://h/x/y", true),
+            ("", "https://h/a/b?q=1", true),
+            ("c d/\u{fc}", "https://h/a/c%20d/%C3%BC", true),
+            ("https://H:443/c", "https://h/c", true),
             ("//other/c", "https://other/c", false),
             ("https://h:444/c", "https://h:444/c", false),
             ("https://you:other@i/c", "https://i/c", false),
@@ -192,6 +181,10 @@ mod tests {
                 (next.uri().to_string().as_str(), next.login().is_some()),
                 (uri, stays)
             );
+        }
+        for location in ["https://", "ftp://h/", "https://s3cret:x:y@h:99999/"] {
+            let reason = from.follow(location).unwrap_err().to_string();
+            assert!(!reason.contains("s3cret"), "{reason}");
         }
         assert!(
             from.follow("http://h/a")

@@ -53,8 +53,8 @@ pub(crate) enum CollectionError {
     /// The name does not say what it is.
     #[error(
         "{name}: is not a file name of an archive that can be unpacked (.tar, .tar.gz, .tgz, .tar.zst, .tzst, \
-         .tar.xz, .txz or .zip); write NAME=URL or NAME=DIGEST to give it one, or do not unpack it (`fetch archive \
-         --no-extract`, or `stage` without --flatten)"
+         .tar.xz, .txz or .zip); give it one by NAME= if it is a digest or at an http:// or https:// URL, or do not \
+         unpack it (`fetch archive --no-extract`, or `stage` without --flatten)"
     )]
     NoArchive {
         /// The name.

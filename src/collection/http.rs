@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use anyhow::{Error, anyhow};
+use anyhow::Error;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -114,10 +114,9 @@ impl HttpFiles {
                 return Ok(response);
             };
             let rejected = |reason: Error| RemoteError::rejected(address.to_string(), reason);
-            let location = location
-                .to_str()
-                .map_err(|_| rejected(anyhow!("redirects to an invalid URL")))?;
-            address = address.follow(location).map_err(rejected)?;
+            // Some servers send names as they are.
+            let location = String::from_utf8_lossy(location.as_bytes());
+            address = address.follow(&location).map_err(rejected)?;
         }
         let message = format!("redirects more than {REDIRECTS} times");
         Err(RemoteError::rejected(first.to_string(), message))
@@ -244,17 +243,23 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Whether a content coding is the file's own: some servers say of `x.tar.gz` that it is a `x.tar` that is coded so.
-fn is_its_own(name: &str, coding: &[u8]) -> bool {
+/// Whether all content codings are the file's own, or change nothing: some servers say of `x.tar.gz` that it is a `x.tar`
+/// that is coded so, and repeat what is no coding of the bytes, such as S3's `aws-chunked` or `utf-8`, from an upload.
+fn is_its_own(name: &str, codings: &[u8]) -> bool {
     let name = name.to_ascii_lowercase();
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-    match &*coding.to_ascii_lowercase() {
-        b"" | b"identity" => true,
-        b"gzip" | b"x-gzip" => ends(&[".gz", ".tgz"]),
-        b"zstd" => ends(&[".zst", ".tzst"]),
-        b"xz" | b"x-xz" => ends(&[".xz", ".txz"]),
-        _ => false,
-    }
+    let codings = codings.to_ascii_lowercase();
+    codings
+        .split(|byte| *byte == b',')
+        .all(|coding| match coding.trim_ascii() {
+            b"gzip" | b"x-gzip" => ends(&[".gz", ".tgz"]),
+            b"zstd" => ends(&[".zst", ".tzst"]),
+            b"xz" | b"x-xz" => ends(&[".xz", ".txz"]),
+            b"br" | b"deflate" | b"compress" | b"x-compress" | b"bzip2" | b"x-bzip2" | b"dcb" | b"dcz" => {
+                false
+            }
+            _ => true,
+        })
 }
 
 /// Why an answer brings no bytes.
@@ -408,6 +413,11 @@ mod tests {
             ("a.tar.zst", "zstd", true),
             ("a.tar", "br", false),
             ("a.tar", "identity", true),
+            ("a.tar", "", true),
+            ("a.tar", "aws-chunked", true),
+            ("a.tar", "UTF-8", true),
+            ("a.tar", "aws-chunked, gzip", false),
+            ("a.tar.gz", "gzip,aws-chunked", true),
         ] {
             assert_eq!(is_its_own(name, coding.as_bytes()), own, "{name} {coding}");
         }

@@ -62,7 +62,7 @@ fn name_of(link: &str, directory: &Address) -> Option<String> {
     if link.is_empty() || link.contains('?') || (has_scheme(link) && !link.contains("://")) {
         return None;
     }
-    let target = directory.follow(link.trim_start_matches("./")).ok()?;
+    let target = directory.follow(link).ok()?;
     let base = directory.uri().path();
     let name = target.uri().path().strip_prefix(base)?;
     if !target.is_same_server(directory) {

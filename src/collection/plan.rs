@@ -57,7 +57,8 @@ pub(crate) struct Wanted {
     /// Whether it was named itself, rather than found in a directory.
     pub(crate) is_named: bool,
     /// Whether its checksum may be beside it, as far as that is known without asking.
-    has_sidecar: bool,
+    /// Whether a list has a file with its checksum; `None` if nobody says.
+    has_sidecar: Option<bool>,
 }
 
 impl Wanted {
@@ -70,7 +71,7 @@ impl Wanted {
             item,
             class,
             is_named: true,
-            has_sidecar: false,
+            has_sidecar: Some(false),
         }
     }
 
@@ -158,6 +159,7 @@ fn offered_of(
         }
     };
     let mut offered = Vec::new();
+    let mut left_out = Vec::new();
     for item in &listing.items {
         let format = Format::of(&item.name);
         let has_file_name = is_file_name(&item.name);
@@ -167,17 +169,29 @@ fn offered_of(
         }
         let is_one = has_file_name && is_offered(item, format);
         if !is_named && !is_one {
+            if offer == Offer::Archives && Format::is_unknown(&item.name) {
+                left_out.push(&*item.name);
+            }
             continue;
         }
         offered.push(Wanted {
             collection: Arc::clone(collection),
-            has_sidecar: !listing.is_complete || sidecars.contains(&*item.name),
+            has_sidecar: listing.is_complete.then(|| sidecars.contains(&*item.name)),
             item: item.clone(),
             format,
             class: Class::Known,
             checksum: collection.checksum(),
             is_named,
         });
+    }
+    if let Some(first) = left_out.first() {
+        let (from, count) = (collection.describe(), left_out.len());
+        tracing::warn!(
+            from,
+            count,
+            first,
+            "archives that cannot be unpacked are left out"
+        );
     }
     Ok(offered)
 }
@@ -188,8 +202,8 @@ async fn check(wanted: &mut Wanted, checking: Checking, list: &Checksums) -> Res
     }
     wanted.checksum = match list.get(&wanted.item.name) {
         Some(sum) => Some(sum.clone()),
-        None if wanted.has_sidecar => beside(wanted).await?,
-        None => None,
+        None if wanted.has_sidecar == Some(false) => None,
+        None => beside(wanted).await?,
     };
     if wanted.checksum.is_none() && checking == Checking::Require {
         let name = wanted.item.name.clone();
@@ -222,8 +236,16 @@ async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
     let mut text = Text::of_at_most(SIDECAR_BYTES);
     match wanted.collection.read(&item, &mut text).await {
         Ok(()) => {}
-        // A store that one may not list says so of what is not there.
-        Err(error) if matches!(error.kind, RemoteErrorKind::NotFound | RemoteErrorKind::Denied) => {
+        Err(error) if error.is_not_found() => return Ok(None),
+        // A store that one may not list refuses what is not there, and so does one whose URLs are signed for one name. If it
+        // lets nobody in, the archive is not read either.
+        Err(error)
+            if wanted.has_sidecar.is_none()
+                && matches!(
+                    error.kind,
+                    RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated | RemoteErrorKind::Rejected
+                ) =>
+        {
             return Ok(None);
         }
         Err(error) => return Err(RemoteError::into(error)),

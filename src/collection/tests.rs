@@ -19,7 +19,7 @@ use crate::{
     digest::{Digest, DigestFunction},
     output::Class,
     remote::{
-        Collect, RemoteOptions,
+        ActionStore, Chain, Collect, DiskCache, RemoteOptions,
         retry::{RetryPolicy, tests::FakeTimer},
     },
     transport::{Endpoint, RemoteErrorKind},
@@ -406,10 +406,50 @@ async fn wrong_bytes_are_asked_for_once_more_and_never_kept() {
 }
 
 #[tokio::test]
+async fn wrong_bytes_of_one_cache_are_asked_of_the_next_one() {
+    let digest = Digest::of(DigestFunction::Sha256, TEXT.as_bytes());
+    let caches = ["abcdefghij", TEXT].map(|bytes| {
+        let cache = tempfile::tempdir().unwrap();
+        let hash = digest.hash_hex();
+        let directory = cache.path().join("cas").join(&hash[..2]);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(hash), bytes).unwrap();
+        cache
+    });
+    let stores = caches
+        .iter()
+        .map(|cache| Arc::new(DiskCache::new(cache.path(), false)) as Arc<dyn ActionStore>);
+    let blob = BlobArchive::new(
+        Arc::new(Chain::new(stores.collect())),
+        digest.clone(),
+        Some("a.tar".to_owned()),
+    );
+    let collections: [Arc<dyn Collection>; 1] = [Arc::new(blob)];
+    let choice = Arc::new(Choice::new(&Patterns::default()).unwrap());
+    let wanted = choose(&collections, &choice, Offer::Archives).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::create(dir.path()).unwrap();
+    let ended = download(&wanted[0], &directory, &Arc::default()).await.unwrap();
+    assert_eq!(ended.digest, digest);
+}
+
+#[tokio::test]
 async fn a_missing_checksum_is_an_unfinished_upload_only_if_it_is_required() {
     let missing = answer("404 Not Found", &["Content-Length: 0"], "");
     let html = answer("200 OK", &["Content-Length: 6"], "<html>");
+    let [bad, unknown, forbidden, other] = [
+        "400 Bad Request",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "405 Method Not Allowed",
+    ]
+    .map(|status| answer(status, &["Content-Length: 0"], ""));
     for (first, checking, is_right) in [
+        (&bad, Checking::Auto, true),
+        (&unknown, Checking::Auto, true),
+        (&forbidden, Checking::Auto, true),
+        (&other, Checking::Auto, true),
+        (&other, Checking::Require, false),
         (&missing, Checking::Auto, true),
         (&missing, Checking::Require, false),
         (&html, Checking::Auto, false),
