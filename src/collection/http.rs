@@ -79,7 +79,7 @@ impl HttpFiles {
 
     async fn headers(&self) -> Result<Vec<Header>, RemoteError> {
         match &self.auth {
-            Some(auth) => Ok(auth.headers().await?.0),
+            Some(auth) => Ok(auth.headers("").await?.0),
             None => Ok(Vec::new()),
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CacheArgs, ConfigError};
 use crate::{
     bes::{HoldMode, HoldPolicy, Upstream, UpstreamOptions},
-    transport::{Endpoint, Google, Header},
+    transport::{Endpoint, Google, Header, split_user_info},
 };
 
 /// Flags of the upstream event service.
@@ -73,9 +73,13 @@ impl UpstreamArgs {
                 "requires --hold=target: otherwise events are forwarded before the files are on disk",
             ));
         }
-        let endpoint = Endpoint::parse("--bes-backend", url)?;
+        let (address, user_info) = split_user_info(url);
+        let endpoint = Endpoint::parse("--bes-backend", &address)?;
         let mut options = UpstreamOptions::new(endpoint);
         let connect = &mut options.connect;
+        let authority = connect.endpoint.authority();
+        connect.authority =
+            user_info.and_then(|(user, password)| Header::of_authority(&user, &password, &authority));
         for text in &self.bes_header {
             let header = Header::parse("--bes-header", text)?;
             connect.headers.push(header);
@@ -119,12 +123,18 @@ mod tests {
 
     fn upstream(args: &[&str]) -> Result<Option<Upstream>, ConfigError> {
         let mut cli = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied()));
-        let hold = cli.hold.policy()?;
+        let hold = cli.hold.policy(HoldArgs::TIMEOUT)?;
         let upstream = cli.upstream.upstream(&mut cli.cache, hold)?;
         if cli.cache.names_a_cache() {
             cli.cache.source_rule(false)?;
         }
         Ok(upstream)
+    }
+
+    #[test]
+    fn the_user_of_an_address_is_not_shown() {
+        let upstream = upstream(&["--bes-backend=grpcs://k3y@h"]).unwrap().unwrap();
+        assert_eq!(upstream.name(), "grpcs://h:443");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::{
     Attribution,
-    client::{Client, Failure, MAX_MESSAGE, from_wire, to_wire},
+    client::{Client, Failure, MAX_MESSAGE, from_wire, services, to_wire},
     expand::TreeRef,
     pool::Connections,
     trees::{DirectoryTree, MAX_TREE, RawGetTreeResponse, too_large},
@@ -101,12 +101,17 @@ async fn action_result(
     };
     let context = client.context(format_args!("result for action {action}"));
     client
-        .unary(&context, attribution, &request, |channel, request| async move {
-            ActionCacheClient::new(channel)
-                .max_decoding_message_size(MAX_MESSAGE)
-                .get_action_result(request)
-                .await
-        })
+        .unary(
+            (services::ACTION_CACHE, &context),
+            attribution,
+            &request,
+            |channel, request| async move {
+                ActionCacheClient::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .get_action_result(request)
+                    .await
+            },
+        )
         .await
         .map(Arc::new)
         .map_err(|failure| failure.error)
@@ -125,12 +130,17 @@ pub(crate) async fn find_missing(
             request.blob_digests.len()
         ));
         let answer = client
-            .unary(&context, attribution, &request, |channel, request| async move {
-                ContentAddressableStorageClient::new(channel)
-                    .max_decoding_message_size(MAX_MESSAGE)
-                    .find_missing_blobs(request)
-                    .await
-            })
+            .unary(
+                (services::CAS, &context),
+                attribution,
+                &request,
+                |channel, request| async move {
+                    ContentAddressableStorageClient::new(channel)
+                        .max_decoding_message_size(MAX_MESSAGE)
+                        .find_missing_blobs(request)
+                        .await
+                },
+            )
             .await
             .map_err(|failure| failure.error)?;
         let Some(function) = DigestFunction::from_wire(request.digest_function) else {
@@ -222,7 +232,7 @@ async fn get_tree(
     loop {
         let (mut stream, _) = client
             .once(
-                context,
+                (services::CAS, context),
                 attribution,
                 &mut avoid,
                 &request,
@@ -268,7 +278,7 @@ pub(crate) async fn is_storage(client: &Client) -> Result<(), Failure> {
     };
     client
         .once(
-            &client.context("an answer"),
+            (services::CAS, &client.context("an answer")),
             &Attribution::default(),
             &mut Connections::default(),
             &request,

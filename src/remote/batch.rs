@@ -12,7 +12,7 @@ use zstd::bulk::Decompressor;
 
 use super::{
     Attribution, BatchAnswer, Capabilities,
-    client::{Client, MAX_MESSAGE},
+    client::{Client, MAX_MESSAGE, services},
     limits::{Halving, is_too_much},
     pool::Connections,
     reading::Collect,
@@ -276,7 +276,7 @@ impl Reader<'_> {
             let most = largest_answer(pending.iter().map(|&at| &digests[at]));
             let answer = client
                 .once(
-                    &context,
+                    (services::CAS, &context),
                     self.attribution,
                     &mut avoid,
                     &request,

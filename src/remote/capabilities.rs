@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     Attribution, Capabilities,
-    client::{Client, Failure, MAX_MESSAGE},
+    client::{Client, Failure, MAX_MESSAGE, services},
 };
 use crate::{digest::DigestFunction, transport::RemoteError};
 
@@ -68,11 +68,19 @@ async fn ask(client: &Client, retry: bool) -> Result<Option<CacheCapabilities>, 
     };
     let attribution = Attribution::default();
     let answer = if retry {
-        client.unary(&context, &attribution, &message, call).await
+        client
+            .unary((services::CAPABILITIES, &context), &attribution, &message, call)
+            .await
     } else {
         let mut avoid = super::pool::Connections::default();
         client
-            .once(&context, &attribution, &mut avoid, &message, call)
+            .once(
+                (services::CAPABILITIES, &context),
+                &attribution,
+                &mut avoid,
+                &message,
+                call,
+            )
             .await
             .map(|(answer, _)| answer)
     };

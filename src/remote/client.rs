@@ -32,6 +32,14 @@ pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// How often in a row a call may meet a connection that is being ended, without that counting as a try.
 const SENT_AWAY: u32 = 4;
 
+/// The full names of the gRPC services that are called. A credential helper is asked about each.
+pub(crate) mod services {
+    pub(crate) const ACTION_CACHE: &str = "build.bazel.remote.execution.v2.ActionCache";
+    pub(crate) const BYTE_STREAM: &str = "google.bytestream.ByteStream";
+    pub(crate) const CAPABILITIES: &str = "build.bazel.remote.execution.v2.Capabilities";
+    pub(crate) const CAS: &str = "build.bazel.remote.execution.v2.ContentAddressableStorage";
+}
+
 /// The means to call the server.
 pub(crate) struct Client {
     pub(crate) options: RemoteOptions,
@@ -104,7 +112,7 @@ impl Client {
     /// holds when it failed.
     pub(crate) async fn once<M, T, F, Fut>(
         &self,
-        context: &str,
+        (service, context): (&'static str, &str),
         attribution: &Attribution,
         avoid: &mut Connections,
         message: &M,
@@ -118,7 +126,7 @@ impl Client {
         let mut refreshed = false;
         let mut sent_away = 0;
         loop {
-            let (headers, credentials) = self.auth.headers().await?;
+            let (headers, credentials) = self.auth.headers(service).await?;
             let metadata = metadata(attribution, &headers)?;
             let received = Received::default();
             let mut extensions = Extensions::default();
@@ -163,7 +171,7 @@ impl Client {
     /// One call, tried again while that may help.
     pub(crate) async fn unary<M, T, F, Fut>(
         &self,
-        context: &str,
+        (service, context): (&'static str, &str),
         attribution: &Attribution,
         message: &M,
         call: F,
@@ -176,7 +184,10 @@ impl Client {
         let mut backoff = self.retry.start();
         let mut avoid = Connections::default();
         loop {
-            match self.once(context, attribution, &mut avoid, message, &call).await {
+            match self
+                .once((service, context), attribution, &mut avoid, message, &call)
+                .await
+            {
                 Ok((answer, _)) => return Ok(answer),
                 Err(failure) => {
                     if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {

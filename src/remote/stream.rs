@@ -1,8 +1,8 @@
 //! Large blobs, as streams that survive a broken connection.
 //!
 //! `ByteStream.Read` names the blob and an offset. When a stream ends early, breaks or stalls, the next one starts
-//! where the bytes that the sink took end; the offset counts plain bytes even where zstd is on the wire (Remote
-//! Execution API, "compressed-blobs"), so that a resumed stream begins with a new zstd frame.
+//! where the bytes that the sink took end, without compression: some servers do not know offsets of compressed blobs, one
+//! even forgets the blob (Buildfarm).
 
 use std::{fmt::Display, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     Attribution, Capabilities, Sink,
     call::Pieces,
-    client::{Client, Failure, guarded},
+    client::{Client, Failure, guarded, services},
     compression::Running,
     inflate::Inflater,
     pool::Connections,
@@ -62,7 +62,7 @@ pub(crate) async fn read(
         digest,
         attribution,
         avoid,
-        compressed: running.zstd(),
+        compressed: running.zstd() && offset == 0,
         running,
         offset,
         sink,
@@ -80,6 +80,7 @@ pub(crate) async fn read(
             transfer.compressed = false;
             continue;
         }
+        transfer.compressed &= transfer.offset == 0;
         backoff.resume(failure.error, transfer.offset).await?;
     }
     Ok(())
@@ -110,7 +111,7 @@ impl Transfer<'_> {
         let (mut stream, line) = self
             .client
             .once(
-                &self.context,
+                (services::BYTE_STREAM, &self.context),
                 self.attribution,
                 &mut self.avoid,
                 &request,

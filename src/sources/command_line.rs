@@ -270,6 +270,9 @@ pub(crate) fn add_login(user_info: Option<(String, String)>, is_known: bool, opt
         connect.credential_helpers.clear();
         connect.google = None;
     }
+    if let Some((user, password)) = user_info.as_ref().filter(|_| !connect.endpoint.is_http()) {
+        connect.authority = Header::of_authority(user, password, &connect.endpoint.authority());
+    }
     let says_who = |header: &Header| header.name() == "authorization";
     if connect.headers.iter().any(says_who) {
         return;

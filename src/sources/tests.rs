@@ -233,23 +233,39 @@ fn a_home_is_where_the_list_of_users_says() {
 
 #[test]
 fn an_address_may_have_a_user_and_need_not_have_a_port() {
-    for (address, shown, header) in [
-        ("grpc://me:s3cret@h:9", "grpc://h:9", Some("Basic bWU6czNjcmV0")),
+    for (address, shown, header, authority) in [
+        (
+            "grpc://me:s3cret@h:9",
+            "grpc://h:9",
+            Some("Basic bWU6czNjcmV0"),
+            Some("me:s3cret@h:9"),
+        ),
+        (
+            "grpcs://k3y@h",
+            "grpcs://h:443",
+            Some("Basic azN5Og=="),
+            Some("k3y@h:443"),
+        ),
+        // It cannot stand there as Bazel decodes it.
+        ("grpc://me:a%20b@h:9", "grpc://h:9", Some("Basic bWU6YSBi"), None),
+        ("unix:/tmp/a@b", "unix:/tmp/a@b", None, None),
         (
             "grpcs://me%40x:s%3Acret@h",
             "grpcs://h:443",
             Some("Basic bWVAeDpzOmNyZXQ="),
+            Some("me@x:s:cret@h:443"),
         ),
         (
             "https://me%40x:s%3Acret@h/p@q",
             "https://h:443/p@q",
             Some("Basic bWVAeDpzOmNyZXQ="),
+            None,
         ),
-        ("HTTP://h/p/", "http://h:80/p", None),
-        ("grpc://h", "grpc://h:80", None),
-        ("GRPC://h:9/", "grpc://h:9", None),
-        ("dns:///h:9", "grpcs://h:9", None),
-        ("h", "grpcs://h:443", None),
+        ("HTTP://h/p/", "http://h:80/p", None, None),
+        ("grpc://h", "grpc://h:80", None, None),
+        ("GRPC://h:9/", "grpc://h:9", None, None),
+        ("dns:///h:9", "grpcs://h:9", None, None),
+        ("h", "grpcs://h:443", None, None),
     ] {
         let line = line(&[("remote_cache", address)]);
         let options = options_of(&line, &template(), &BuildDirectories::default()).expect(address);
@@ -259,6 +275,9 @@ fn an_address_may_have_a_user_and_need_not_have_a_port() {
             header,
             "{address}"
         );
+        let shown = options.connect.authority.as_ref().map(Header::value);
+        assert_eq!(shown, authority, "{address}");
+        assert!(!format!("{:?}", options.connect).contains("s3cret"));
     }
     // What is said outright goes first.
     let line = line(&[

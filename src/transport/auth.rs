@@ -34,8 +34,8 @@ const MAX_ANSWER: u64 = 1024 * 1024;
 pub(crate) struct Auth {
     headers: Vec<Header>,
     source: Option<Source>,
-    /// The source's last answer. The lock is held while it is asked: one run serves all who wait.
-    answer: Mutex<Option<Answer>>,
+    /// The source's last answers. The lock is held while it is asked: one run serves all who wait.
+    answers: Mutex<Answers>,
     /// What requests were sent with, lately.
     secrets: RwLock<Arc<Secrets>>,
 }
@@ -48,20 +48,35 @@ enum Source {
 }
 
 impl Source {
-    /// Headers, and for how long they are good.
-    async fn ask(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
+    /// Headers for calls of a service, and for how long they are good.
+    async fn ask(&self, service: &str) -> Result<(Vec<Header>, Duration), RemoteError> {
         match self {
-            Self::Helper(helper) => helper.run().await,
+            Self::Helper(helper) => helper.run(service).await,
             Self::Google(google) => google.headers().await,
         }
     }
+
+    /// What is asked about for calls of a service.
+    const fn subject(&self, service: &'static str) -> &'static str {
+        match self {
+            Self::Helper(_) => service,
+            Self::Google(_) => "",
+        }
+    }
+}
+
+/// What a source has said, by services.
+#[derive(Default)]
+struct Answers {
+    of: BTreeMap<&'static str, Answer>,
+    /// Counts the runs, so that of many requests refused for the same credentials only one runs the helper again.
+    runs: u64,
 }
 
 /// A source's answer, or why there is none.
 struct Answer {
     result: Result<Vec<Header>, RemoteError>,
     until: Instant,
-    /// Counts the runs, so that of many requests refused for the same credentials only one runs the helper again.
     run: u64,
 }
 
@@ -89,7 +104,7 @@ impl Auth {
         Ok(Self {
             headers: options.headers.clone(),
             source: Helper::choose(options)?.map(Source::Helper).or_else(google),
-            answer: Mutex::new(None),
+            answers: Mutex::default(),
             secrets: RwLock::new(Arc::new(Secrets::of(options.headers.iter().map(Header::value)))),
         })
     }
@@ -118,24 +133,31 @@ impl Auth {
         self.secrets.read().clone()
     }
 
-    /// A source's answer is as secret, and the one before it may still be on its way.
-    fn keep_secret(&self, before: Option<&Answer>, now: &[Header]) {
-        let before = before.and_then(|answer| answer.result.as_ref().ok());
-        let all = self.headers.iter().chain(now).chain(before.into_iter().flatten());
+    /// A source's answers are as secret, and one that is replaced may still be on its way.
+    fn keep_secret(&self, answers: &Answers, now: &[Header]) {
+        let others = answers
+            .of
+            .values()
+            .filter_map(|answer| answer.result.as_ref().ok());
+        let all = self.headers.iter().chain(now).chain(others.flatten());
         *self.secrets.write() = Arc::new(Secrets::of(all.map(Header::value)));
     }
 
-    /// The user's headers and the source's, and which credentials they hold.
-    pub(crate) async fn headers(&self) -> Result<(Vec<Header>, Option<Run>), RemoteError> {
+    /// The user's headers and the source's, and which credentials they hold. A helper is asked about each gRPC service by
+    /// itself, as by Bazel (measured with 7.7.1); the empty name is that of a server without services.
+    pub(crate) async fn headers(
+        &self,
+        service: &'static str,
+    ) -> Result<(Vec<Header>, Option<Run>), RemoteError> {
         let Some(source) = &self.source else {
             return Ok((self.headers.clone(), None));
         };
-        let mut answer = self.answer.lock().await;
-        if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
-            let run = answer.as_ref().map_or(0, |a| a.run) + 1;
-            let (result, kept) = match source.ask().await {
+        let subject = source.subject(service);
+        let mut answers = self.answers.lock().await;
+        if answers.of.get(subject).is_none_or(|a| a.until <= Instant::now()) {
+            let (result, kept) = match source.ask(subject).await {
                 Ok((headers, kept)) => {
-                    self.keep_secret(answer.as_ref(), &headers);
+                    self.keep_secret(&answers, &headers);
                     (Ok(headers), kept)
                 }
                 Err(error) => {
@@ -143,13 +165,15 @@ impl Auth {
                     (Err(error), KEPT_AT_LEAST)
                 }
             };
-            *answer = Some(Answer {
+            answers.runs += 1;
+            let answer = Answer {
                 result,
                 until: Instant::now() + kept.max(KEPT_AT_LEAST),
-                run,
-            });
+                run: answers.runs,
+            };
+            answers.of.insert(subject, answer);
         }
-        let Some(Answer { result, run, .. }) = &*answer else {
+        let Some(Answer { result, run, .. }) = answers.of.get(subject) else {
             return Ok((self.headers.clone(), None));
         };
         // A header of both is the source's: it is the newer word.
@@ -165,10 +189,8 @@ impl Auth {
     /// source to ask again.
     pub(crate) async fn refresh(&self, refused: Option<Run>) -> bool {
         let Some(refused) = refused else { return false };
-        let mut answer = self.answer.lock().await;
-        if let Some(answer) = &mut *answer
-            && answer.run == refused.0
-        {
+        let mut answers = self.answers.lock().await;
+        if let Some(answer) = answers.of.values_mut().find(|answer| answer.run == refused.0) {
             answer.until = Instant::now();
         }
         true
@@ -265,22 +287,24 @@ impl Helper {
             }))
     }
 
-    /// Runs it: headers, and for how long they are good.
-    async fn run(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
-        let printed = tokio::time::timeout(self.timeout, self.output())
+    /// Runs it for calls of a service: headers, and for how long they are good.
+    async fn run(&self, service: &str) -> Result<(Vec<Header>, Duration), RemoteError> {
+        let uri = format!("{}{service}", self.uri);
+        let printed = tokio::time::timeout(self.timeout, self.output(&uri))
             .await
             .map_err(|_| {
                 let timeout = show_duration(self.timeout);
-                self.error(&format!(
-                    "did not answer within {timeout} (--credential_helper_timeout)"
-                ))
+                self.error(
+                    &uri,
+                    &format!("did not answer within {timeout} (--credential_helper_timeout)"),
+                )
             })??;
         let (headers, expires_in) =
-            read_answer(&printed, SystemTime::now()).map_err(|e| self.error(&e.to_string()))?;
+            read_answer(&printed, SystemTime::now()).map_err(|e| self.error(&uri, &e.to_string()))?;
         Ok((headers, expires_in.unwrap_or(self.kept_for)))
     }
 
-    async fn output(&self) -> Result<Vec<u8>, RemoteError> {
+    async fn output(&self, uri: &str) -> Result<Vec<u8>, RemoteError> {
         let mut command = open_files::command(self.path.as_os_str());
         command
             .arg("get")
@@ -293,11 +317,11 @@ impl Helper {
         }
         let mut child = command
             .spawn()
-            .map_err(|e| self.error(&format!("failed to start: {e}")))?;
+            .map_err(|e| self.error(uri, &format!("failed to start: {e}")))?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(self.error("failed to start: no pipes"));
+            return Err(self.error(uri, "failed to start: no pipes"));
         };
-        let question = serde_json::json!({ "uri": self.uri }).to_string();
+        let question = serde_json::json!({ "uri": uri }).to_string();
         let ask = async move {
             // A helper that needs no question may have closed its input.
             let _ = stdin.write_all(question.as_bytes()).await;
@@ -305,33 +329,36 @@ impl Helper {
         let mut answer = Vec::new();
         let mut stdout = stdout.take(MAX_ANSWER);
         let ((), read) = tokio::join!(ask, stdout.read_to_end(&mut answer));
-        read.map_err(|e| self.error(&format!("failed to read its output: {e}")))?;
+        read.map_err(|e| self.error(uri, &format!("failed to read its output: {e}")))?;
         let status = child
             .wait()
             .await
-            .map_err(|e| self.error(&format!("failed to wait for it: {e}")))?;
+            .map_err(|e| self.error(uri, &format!("failed to wait for it: {e}")))?;
         if matches!(status.code(), Some(126 | 127)) {
-            return Err(self.error(&format!(
-                "failed to start (exit code {})",
-                status.code().unwrap_or_default()
-            )));
+            return Err(self.error(
+                uri,
+                &format!(
+                    "failed to start (exit code {})",
+                    status.code().unwrap_or_default()
+                ),
+            ));
         }
         if !status.success() {
             // Nothing of what it has printed: a script that shows what it does shows its secrets.
-            return Err(self.error(&format!(
+            return Err(self.error(uri, &format!(
                 "failed with {status}; its output is hidden because it may contain secrets, so run it by hand: \
                  echo '{{\"uri\":\"{}\"}}' | {} get",
-                self.uri,
+                uri,
                 self.path.display()
             )));
         }
         Ok(answer)
     }
 
-    fn error(&self, message: &str) -> RemoteError {
+    fn error(&self, uri: &str, message: &str) -> RemoteError {
         RemoteError::new(
             RemoteErrorKind::Unauthenticated,
-            format!("credential helper {} for {}", self.path.display(), self.uri),
+            format!("credential helper {} for {}", self.path.display(), uri),
             message,
         )
     }
@@ -383,7 +410,7 @@ pub(crate) fn read_answer(
 /// How closely a scope fits a host: the more, the closer; `None` when it does not.
 fn fit(scope: &str, host: &str) -> Result<Option<usize>, &'static str> {
     let scope = scope.to_ascii_lowercase();
-    // Newer Bazels know scopes with a path (`example.com/team`). A cache's calls are asked about at the host's root.
+    // Newer Bazels know scopes with a path (`example.com/team`); those before them match none.
     let (scope, path) = scope.split_once('/').unwrap_or((&scope, ""));
     let domain = scope.strip_prefix("*.").unwrap_or(scope);
     if domain.is_empty() || domain.contains(['*', ':']) {

@@ -26,7 +26,7 @@ fn script(dir: &Path, body: &str) -> String {
 }
 
 async fn value(auth: &Auth, name: &str) -> Option<String> {
-    let (headers, _) = auth.headers().await.unwrap();
+    let (headers, _) = auth.headers(SERVICE).await.unwrap();
     let header = headers.iter().find(|header| header.name() == name)?;
     Some(header.value().to_owned())
 }
@@ -59,6 +59,8 @@ fn what_others_could_read_on_the_way_is_known() {
     }
 }
 
+const SERVICE: &str = "a.Service";
+
 #[tokio::test]
 async fn headers_are_never_shown() {
     let mut options = options("grpc://localhost:1");
@@ -66,7 +68,7 @@ async fn headers_are_never_shown() {
         .headers
         .push(Header::parse("--remote-header", "x-b=s3cret").unwrap());
     let auth = Auth::new(&options).unwrap();
-    let (headers, run) = auth.headers().await.unwrap();
+    let (headers, run) = auth.headers(SERVICE).await.unwrap();
     assert_eq!(run, None);
     assert!(!format!("{headers:?} {auth:?}").contains("s3cret"));
 }
@@ -131,7 +133,7 @@ async fn a_helper_is_asked_once_and_again_when_its_answer_is_refused() {
     let count = dir.path().join("count");
     let body = format!(
         r#"[ "$1" = get ] || exit 3
-grep -q '"uri":"https://cache.example/"' || exit 4
+grep -q '"uri":"https://cache.example/[a-z]*\.Service"' || exit 4
 echo x >> {count}
 n=$(wc -l < {count} | tr -d ' ')
 echo "{{\"headers\": {{\"Authorization\": [\"token $n\"]}}, \"expires\": \"2999-01-01T00:00:00Z\"}}""#,
@@ -144,7 +146,7 @@ echo "{{\"headers\": {{\"Authorization\": [\"token $n\"]}}, \"expires\": \"2999-
     options.credential_helpers = vec![script(dir.path(), &body)];
     let auth = Auth::new(&options).unwrap();
     assert_eq!(value(&auth, "authorization").await.as_deref(), Some("token 1"));
-    let (_, run) = auth.headers().await.unwrap();
+    let (_, run) = auth.headers(SERVICE).await.unwrap();
     assert!(run.is_some());
     // Two requests were refused with the same credentials: one new run.
     assert!(auth.refresh(run).await);
@@ -152,6 +154,16 @@ echo "{{\"headers\": {{\"Authorization\": [\"token $n\"]}}, \"expires\": \"2999-
     assert!(auth.refresh(run).await);
     assert_eq!(value(&auth, "authorization").await.as_deref(), Some("token 2"));
     assert!(!auth.refresh(None).await);
+    // Each service has its own.
+    let (headers, _) = auth.headers("other.Service").await.unwrap();
+    assert_eq!(headers[0].value(), "token 3");
+    assert_eq!(value(&auth, "authorization").await.as_deref(), Some("token 2"));
+    assert!(
+        auth.secrets()
+            .conceal("token 2 token 3".to_owned())
+            .find("token")
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -178,7 +190,7 @@ async fn a_failing_helper_says_why_without_its_output() {
         let mut options = options("grpcs://cache.example");
         options.credential_helpers = vec![script(dir.path(), body)];
         let auth = Auth::new(&options).unwrap();
-        let error = auth.headers().await.expect_err(body);
+        let error = auth.headers(SERVICE).await.expect_err(body);
         assert_eq!(error.kind, RemoteErrorKind::Unauthenticated);
         let shown = error.to_string();
         assert!(shown.contains(part) && !shown.contains("s3cret"), "{shown}");
@@ -187,10 +199,10 @@ async fn a_failing_helper_says_why_without_its_output() {
     let mut slow = options("grpcs://cache.example");
     slow.credential_helpers = vec![script(dir.path(), "sleep 60")];
     slow.credential_helper_timeout = Duration::from_millis(50);
-    let error = Auth::new(&slow).unwrap().headers().await.unwrap_err();
+    let error = Auth::new(&slow).unwrap().headers(SERVICE).await.unwrap_err();
     assert!(error.to_string().contains("did not answer within"), "{error}");
     let mut missing = options("grpcs://cache.example");
     missing.credential_helpers = vec!["/nonexistent/helper".to_owned()];
-    let error = Auth::new(&missing).unwrap().headers().await.unwrap_err();
+    let error = Auth::new(&missing).unwrap().headers(SERVICE).await.unwrap_err();
     assert!(error.to_string().contains("failed to start"), "{error}");
 }

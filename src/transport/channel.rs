@@ -12,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint as HttpEndpoint, Uri};
 
-use super::{ConnectOptions, RemoteError};
+use super::{
+    ConnectOptions, RemoteError,
+    fault::{Fault, of_error},
+};
 use crate::printable::with_causes;
 
 /// 800 MB/s at a round trip of 20 ms.
@@ -52,6 +55,18 @@ impl Connector {
             .keep_alive_while_idle(false)
             .tcp_keepalive(Some(TCP_KEEPALIVE))
             .tcp_nodelay(true);
+        if let Some(authority) = &options.authority {
+            let scheme = if options.endpoint.is_tls() {
+                "https"
+            } else {
+                "http"
+            };
+            let origin = format!("{scheme}://{}", authority.value());
+            // It was looked at when it was made.
+            if let Ok(origin) = origin.parse() {
+                endpoint = endpoint.origin(origin);
+            }
+        }
         if let Some(interval) = options.keepalive {
             endpoint = endpoint
                 .http2_keep_alive_interval(interval)
@@ -80,6 +95,19 @@ impl Connector {
             (Some(dial), _) => dial(&self.endpoint),
             (None, Some(socket)) => self.endpoint.connect_with_connector_lazy(through(socket)),
             (None, None) => self.endpoint.connect_lazy(),
+        }
+    }
+
+    /// Why no connection can ever be made, as far as that shows now: the server's certificate is not trusted, say.
+    pub(crate) async fn refuses(&self) -> Option<String> {
+        if self.socket.is_some() || self.dial.is_some() || self.endpoint.uri().scheme_str() != Some("https") {
+            return None;
+        }
+        let error = self.endpoint.connect().await.err()?;
+        match of_error(&error)? {
+            Fault::Certificate(distrust) => Some(distrust.advice().to_owned()),
+            fault if fault.is_of_tls() => Some(with_causes(&error)),
+            _ => None,
         }
     }
 

@@ -384,6 +384,8 @@ fn is_host(host: &str) -> bool {
 pub(crate) fn split_user_info(text: &str) -> (String, Option<(String, String)>) {
     let end = match text.split_once("://") {
         Some((scheme, rest)) if is_http(text) => scheme.len() + 3 + rest.find('/').unwrap_or(rest.len()),
+        // A path.
+        _ if text.starts_with("unix:") => 0,
         _ => text.len(),
     };
     let Some(at) = text[..end].rfind('@') else {

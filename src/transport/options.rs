@@ -17,6 +17,8 @@ pub struct ConnectOptions {
     pub endpoint: Endpoint,
     /// Headers for every request.
     pub headers: Vec<Header>,
+    /// What a gRPC server is told as its own name, if its address has a user name.
+    pub authority: Option<Header>,
     /// Certificates and keys.
     pub tls: TlsFiles,
     /// The name that the server's certificate must have, instead of the endpoint's host.
@@ -50,6 +52,7 @@ impl ConnectOptions {
         Self {
             endpoint,
             headers: Vec::new(),
+            authority: None,
             tls: TlsFiles {
                 certificate: None,
                 client_certificate: None,

@@ -31,6 +31,9 @@ pub(super) struct Credentials {
     is_authorized_here: bool,
 }
 
+/// The gRPC service that takes build events.
+const SERVICE: &str = "google.devtools.build.v1.PublishBuildEvent";
+
 impl Credentials {
     pub(super) fn new(options: &UpstreamOptions) -> Result<Self, RemoteError> {
         let connect = &options.connect;
@@ -51,7 +54,7 @@ impl Credentials {
     /// What a call says: what the client says, with the user's headers, and those of a credential helper or Google's
     /// credentials.
     pub(super) async fn headers(&self, client: &MetadataMap) -> Result<MetadataMap, Status> {
-        let own = self.auth.headers().await;
+        let own = self.auth.headers(SERVICE).await;
         let (own, _) = own.map_err(|error| Status::unauthenticated(error.to_string()))?;
         let mut client = client.clone();
         if self.is_authorized_here {

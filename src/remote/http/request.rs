@@ -124,7 +124,7 @@ impl Server {
         let mut refreshed = false;
         let mut closed = false;
         loop {
-            let (headers, credentials) = self.auth.headers().await?;
+            let (headers, credentials) = self.auth.headers("").await?;
             let request = self.request(ask, &headers, context)?;
             let client = match ask.fresh {
                 true => self.client.fresh(),

@@ -253,7 +253,8 @@ async fn refused_credentials_are_fetched_anew_once() {
     fs::write(&helper, body).unwrap();
     let fake = Fake::new();
     let digest = fake.put(b"a");
-    fake.script().token = Some("2".into());
+    // The helper was asked about the server's capabilities as well.
+    fake.script().token = Some("3".into());
     let cache = client(&fake, |o| {
         // `sh get` is run in the workspace, where the script has that name.
         o.connect.credential_helpers = vec!["sh".into()];

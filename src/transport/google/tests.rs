@@ -417,7 +417,7 @@ async fn a_token_is_kept_until_it_is_refused_and_a_helper_goes_before_it() {
             .push(Header::parse("--remote-header", "authorization=old").unwrap());
         let auth = Auth::new(&options).unwrap();
         let token = async || {
-            let (headers, run) = auth.headers().await.unwrap();
+            let (headers, run) = auth.headers("").await.unwrap();
             let mut values = headers.iter().filter(|header| header.name() == "authorization");
             let value = values.next().unwrap().value().to_owned();
             assert!(values.next().is_none());
@@ -441,8 +441,8 @@ async fn a_token_is_kept_until_it_is_refused_and_a_helper_goes_before_it() {
         options.credential_helpers = vec![format!("{scope}=/no/such/helper")];
         Auth::new(&options).unwrap()
     };
-    let error = helper("h").headers().await.unwrap_err().to_string();
+    let error = helper("h").headers("").await.unwrap_err().to_string();
     assert!(error.contains("/no/such/helper"), "{error}");
-    helper("elsewhere").headers().await.unwrap();
+    helper("elsewhere").headers("").await.unwrap();
     assert_eq!(server.got().len(), 5);
 }
