@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them, and the wall clock.
+//! Durations and sizes as people write them, the wall clock, and random ids.
 
 use std::{
     fs::Metadata,
@@ -20,6 +20,20 @@ pub(crate) fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// A UUID of version 4 (RFC 9562).
+pub(crate) fn random_uuid() -> String {
+    let bits = rand::random::<u128>() & !(0xf << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62;
+    let hex = format!("{bits:032x}");
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 /// Whether HTTP's `date` can express a time: from 1970 to 9999. The HTTP library panics at others.

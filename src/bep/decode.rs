@@ -220,6 +220,7 @@ impl Reader {
                 Event::Finished {
                     exit_code: code.code,
                     name: code.name,
+                    ended_ms: finished.finish_time_millis,
                 }
             }
             _ => return None,

@@ -69,6 +69,8 @@ pub enum Event {
         exit_code: i32,
         /// Its name, such as `SUCCESS`.
         name: String,
+        /// When the command ended, in milliseconds since the epoch; 0 if that is not told.
+        ended_ms: i64,
     },
     /// Output files that the build tool wanted to name and could not, because they are not there; absolute paths. Bazel
     /// says so in its own output alone: it leaves a file out of the stream when the directory that it belongs in was

@@ -3,44 +3,71 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     bep::event::{CommandLine, Event},
     builds::Settlement,
-    units::parse_duration,
+    units::{now_ms, parse_duration},
 };
 
 /// How long a stream's client itself waits for the acknowledgement: what the build says with `--bes_timeout`. Bazel fails
 /// the command with exit code 38 when that is over, however good the build was. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Patience(Arc<AtomicU64>);
+pub(super) struct Patience(Arc<Said>);
+
+#[derive(Debug, Default)]
+struct Said {
+    /// 0 for none, in milliseconds.
+    timeout: AtomicU64,
+    /// When the command's end came: the client counts from there, and has files to upload before its last event.
+    ended: OnceLock<Instant>,
+}
 
 impl Patience {
     /// Looks whether an event says it.
     pub(super) fn learn(&self, event: &Event) {
-        if let Event::CommandLine(line) = event
-            && let Some(timeout) = bes_timeout(line)
-        {
-            let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-            self.0.store(milliseconds, Relaxed);
+        match event {
+            Event::CommandLine(line) => {
+                if let Some(timeout) = bes_timeout(line) {
+                    let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                    self.0.timeout.store(milliseconds, Relaxed);
+                }
+            }
+            Event::Finished { ended_ms, .. } => {
+                self.0.ended.get_or_init(|| {
+                    // The event comes after those whose files are uploaded first.
+                    let late = match *ended_ms {
+                        0 => 0,
+                        ended => now_ms().saturating_sub(ended).clamp(0, LATEST_MS),
+                    };
+                    let now = Instant::now();
+                    now.checked_sub(Duration::from_millis(late.unsigned_abs()))
+                        .unwrap_or(now)
+                });
+            }
+            _ => {}
         }
     }
 
-    /// What ends a hold: the policy's time, or the client's own if that is shorter. The client has counted since it sent
-    /// its last event, and has its closing calls to make, so that it is let go a little earlier.
-    pub(super) fn limit(&self, policy: &HoldPolicy) -> Limit {
+    /// What ends a hold for an event that came then: the policy's time, or the client's own if that is shorter. The client
+    /// has counted since the command's end, and has its closing calls to make, so that it is let go a little earlier.
+    pub(super) fn limit(&self, policy: &HoldPolicy, came: Instant) -> Limit {
         let hold = Limit {
             flag: "--hold-timeout",
             timeout: policy.timeout,
             after: policy.timeout,
         };
-        let timeout = Duration::from_millis(self.0.load(Relaxed));
-        let after = timeout.saturating_sub((timeout / 5).min(LEAD));
+        let timeout = Duration::from_millis(self.0.timeout.load(Relaxed));
+        let ended = self.0.ended.get();
+        let before = ended.map_or(Duration::ZERO, |ended| came.saturating_duration_since(*ended));
+        let after = timeout.saturating_sub((timeout / 3).min(LEAD) + before);
         if timeout.is_zero() || policy.timeout <= after {
             return hold;
         }
@@ -67,9 +94,12 @@ impl fmt::Display for Limit {
     }
 }
 
-/// What is left of `--bes_timeout` for the acknowledgement's way and the client's closing calls, at most: a fifth of it
+/// What is left of `--bes_timeout` for the acknowledgement's way and the client's closing calls, at most: a third of it
 /// where that is less.
-const LEAD: Duration = Duration::from_secs(2);
+const LEAD: Duration = Duration::from_secs(5);
+/// The longest time, in milliseconds, by which the news of a command's end is taken to be late: another machine's clock may be
+/// wrong by any time.
+const LATEST_MS: i64 = 10 * 60 * 1000;
 
 /// The effective `--bes_timeout`; `None` where no line says so, or says 0, which is no limit.
 fn bes_timeout(line: &CommandLine) -> Option<Duration> {
@@ -193,16 +223,16 @@ mod tests {
         for (label, timeout, after, shown) in [
             ("canonical", "0s", 600.0, "--hold-timeout=600s"),
             ("canonical", "20m", 600.0, "--hold-timeout=600s"),
-            ("canonical", "30s", 28.0, "the build's --bes_timeout=30s"),
-            ("canonical", "5", 4.0, "the build's --bes_timeout=5s"),
-            ("canonical", "500ms", 0.4, "the build's --bes_timeout=0.5s"),
+            ("canonical", "30s", 25.0, "the build's --bes_timeout=30s"),
+            ("canonical", "6", 4.0, "the build's --bes_timeout=6s"),
+            ("canonical", "600ms", 0.4, "the build's --bes_timeout=0.6s"),
             ("canonical", "soon", 600.0, "--hold-timeout=600s"),
             // The line as it was typed may be overruled by a later option.
             ("original", "1s", 600.0, "--hold-timeout=600s"),
         ] {
             let patience = Patience::default();
             patience.learn(&line(label, timeout));
-            let limit = patience.limit(&policy);
+            let limit = patience.limit(&policy, Instant::now());
             assert_eq!(limit.after.as_secs_f64(), after, "{label} {timeout}");
             assert_eq!(limit.to_string(), shown);
         }
@@ -212,7 +242,30 @@ mod tests {
         };
         let patience = Patience::default();
         patience.learn(&line("canonical", "30s"));
-        assert_eq!(patience.limit(&short).after, short.timeout);
+        assert_eq!(patience.limit(&short, Instant::now()).after, short.timeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_patience_begins_with_the_commands_end() {
+        // It uploads files before it sends the last event, and some before it says that it has ended.
+        for (late_ms, expected) in [(None, 20), (Some(0), 20), (Some(7_500), 12), (Some(-5_000), 20)] {
+            let patience = Patience::default();
+            patience.learn(&line("canonical", "30s"));
+            patience.learn(&Event::Finished {
+                exit_code: 0,
+                name: String::new(),
+                ended_ms: late_ms.map_or(0, |late| now_ms() - late),
+            });
+            tokio::time::advance(Duration::from_secs(5)).await;
+            let limit = |came| patience.limit(&HoldPolicy::default(), came).after.as_secs_f64();
+            let left = limit(Instant::now());
+            assert!(
+                (f64::from(expected) - 1.0..=f64::from(expected) + 0.6).contains(&left),
+                "{left}"
+            );
+            tokio::time::advance(Duration::from_secs(60)).await;
+            assert_eq!(limit(Instant::now()), 0.0);
+        }
     }
 
     fn failed(n: u64) -> Settlement {

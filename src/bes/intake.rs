@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 use tonic::metadata::MetadataMap;
 
 use super::{
@@ -261,9 +264,9 @@ impl Intake {
         self.pass(Work::Missing { from, before });
     }
 
-    /// What ends the client's hold.
-    pub(super) fn limit(&self, policy: &HoldPolicy) -> Limit {
-        self.patience.limit(policy)
+    /// What ends the client's hold, for a last event that came then.
+    pub(super) fn limit(&self, policy: &HoldPolicy, came: Instant) -> Limit {
+        self.patience.limit(policy, came)
     }
 
     /// Whether a restart can go on with the stream.

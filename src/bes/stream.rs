@@ -487,7 +487,7 @@ impl Stream {
     /// When to wake if nothing happens.
     fn deadline(&self) -> Option<Instant> {
         if let Some(held) = &self.held {
-            let limit = self.intake.limit(&self.context.options.hold);
+            let limit = self.intake.limit(&self.context.options.hold, held.counted_from);
             return Some(later(held.counted_from, limit.after));
         }
         match &self.phase {

@@ -211,6 +211,7 @@ async fn of_command(
         cache: if names_a_cache(line) { reached } else { Ok(()) },
         is_builds_cache: !args.cache.names_a_cache(),
         reads_action_cache: !args.place.no_action_cache,
+        is_waited_for: true,
     };
     found.push(options::downloads(&setting));
     found.extend(of_cache);

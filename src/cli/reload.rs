@@ -25,7 +25,7 @@ use super::{
 use crate::{
     access::ListenerRules,
     bes::{BesAddress, Upstream},
-    config::{AccessArgs, CacheArgs, ControlListenArgs, SelectionArgs, naming_the_file},
+    config::{AccessArgs, CacheArgs, ControlListenArgs, HoldArgs, SelectionArgs, naming_the_file},
     daemon::Services,
     roots::Destination,
 };
@@ -129,7 +129,7 @@ impl Reload {
         let changed = changed(&self.settings.values, &values);
         let at_once = at_once();
         // Everything is checked before anything is changed.
-        let hold = args.hold.policy()?;
+        let hold = args.hold.policy(HoldArgs::TIMEOUT)?;
         let upstream = args.upstream.upstream(&mut args.cache, hold)?;
         let policy = args.selection.policy()?;
         let rules = args.place.rules(Destination::ExecRoot)?;

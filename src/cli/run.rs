@@ -65,6 +65,8 @@ const RETENTION: Retention = Retention {
     max_age: Duration::from_secs(14 * 24 * 3600),
     journal_bytes: 1 << 30,
 };
+/// How long a build waits for its outputs: what comes after it needs them, and what does not come fails before.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long reads of files may still take at the end.
 const READS: Duration = Duration::from_secs(10);
 /// What Bazel's commands end with when --strict fails them.
@@ -217,7 +219,7 @@ fn say(message: &str) {
 
 /// Starts a daemon. The inner error is the environment's: a reason to run the command without one.
 async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
-    let hold = args.hold.policy()?;
+    let hold = args.hold.policy(HOLD_TIMEOUT)?;
     // What these are for may be the build's own event service.
     let own = match &args.upstream.bes_backend {
         Some(_) => args.upstream.upstream(&mut args.cache, hold)?,

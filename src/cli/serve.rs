@@ -229,7 +229,7 @@ struct Checked {
 impl ServeArgs {
     /// Checks everything, before anything is opened.
     fn checked(&mut self) -> Result<Checked, ConfigError> {
-        let hold = self.hold.policy()?;
+        let hold = self.hold.policy(HoldArgs::TIMEOUT)?;
         let upstream = self.upstream.upstream(&mut self.cache, hold)?;
         let limits = self.limits.limits()?;
         let mut policy = self.selection.policy()?;

@@ -1,6 +1,9 @@
 //! Where the daemon keeps what it knows, and how it holds builds back.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 
@@ -79,14 +82,10 @@ pub(crate) struct HoldArgs {
     #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
     pub hold: String,
 
-    /// Longest time that the build waits; outputs that are still missing are downloaded after it has ended
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "OUTHAUL_HOLD_TIMEOUT",
-        default_value = "10m"
-    )]
-    pub hold_timeout: String,
+    /// Longest time that the build waits; outputs that are still missing are downloaded after it has ended [default: 10m;
+    /// with `outhaul run`, until all have been downloaded or failed]
+    #[arg(long, value_name = "DURATION", env = "OUTHAUL_HOLD_TIMEOUT")]
+    pub hold_timeout: Option<String>,
 
     /// Fail the build command if a required output cannot be downloaded in time
     #[arg(long, env = "OUTHAUL_STRICT")]
@@ -94,11 +93,14 @@ pub(crate) struct HoldArgs {
 }
 
 impl HoldArgs {
-    /// As what the event service takes.
+    /// How long the build waits by default.
+    pub(crate) const TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+    /// As what the event service takes, with this timeout by default.
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub(crate) fn policy(&self) -> Result<HoldPolicy, ConfigError> {
+    pub(crate) fn policy(&self, default: Duration) -> Result<HoldPolicy, ConfigError> {
         let mode = match self.hold.as_str() {
             "invocation" => HoldMode::Invocation,
             "target" => HoldMode::Target,
@@ -117,7 +119,8 @@ impl HoldArgs {
                  fail because of them",
             ));
         }
-        let timeout = duration("--hold-timeout", &self.hold_timeout)?;
+        let given = self.hold_timeout.as_deref();
+        let timeout = given.map_or(Ok(default), |text| duration("--hold-timeout", text))?;
         if timeout.is_zero() {
             return Err(ConfigError::new(
                 "--hold-timeout",

@@ -253,6 +253,7 @@ pub(super) fn closing(exit_code: i32) -> Vec<Vec<u8>> {
         "BUILD_FAILURE"
     };
     let finished = BuildFinished {
+        finish_time_millis: 0,
         exit_code: Some(ExitCode {
             name: name.to_owned(),
             code: exit_code,

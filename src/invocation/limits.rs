@@ -317,6 +317,7 @@ mod tests {
         let end = Event::Finished {
             exit_code: 0,
             name: String::new(),
+            ended_ms: 0,
         };
         assert_eq!(meter.admit(&end), Admission::Taken);
     }

@@ -12,7 +12,7 @@ use crate::{
         feed::{Change, InvocationChange},
     },
     record::{TargetRow, with_fields_of},
-    units::now_ms,
+    units::{now_ms, random_uuid},
 };
 
 /// The version of the schema, raised when a field changes its meaning.
@@ -150,20 +150,6 @@ fn document<T: Serialize>(event: Event, invocation_id: &str, body: &T) -> Option
         delivery: random_uuid(),
         body,
     })
-}
-
-/// A UUID of version 4 (RFC 9562).
-fn random_uuid() -> String {
-    let bits = rand::random::<u128>() & !(0xf << 76 | 0b11 << 62) | 4 << 76 | 0b10 << 62;
-    let hex = format!("{bits:032x}");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
 }
 
 #[derive(Serialize)]

@@ -487,7 +487,7 @@ async fn helpers_that_fail_and_settings_that_are_wrong_are_reported_without_thei
         ("user", "--remote-cache=grpcs://me:{}@host"),
         ("user-and-port", "--remote-cache=grpc://me:{}@host:x"),
         ("http", "--remote-cache=https://me:{}@host:0/path"),
-        ("backend", "--bes-backend=grpc://me:{}@host:1"),
+        ("backend", "--bes-backend=grpc://me:{}@host:x"),
         ("backend-scheme", "--bes-backend=ftp://me:{}@host"),
         ("allowed", "--allow-remote-cache=ftp://me:{}@host"),
         ("notify", "--notify-url=ftp://me:{}@host/"),

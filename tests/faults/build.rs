@@ -167,6 +167,7 @@ impl Build {
         events.push(Event::Finished {
             exit_code: 0,
             name: "SUCCESS".to_owned(),
+            ended_ms: 0,
         });
         events
     }

@@ -84,7 +84,7 @@ impl Stream {
             return;
         };
         let policy = self.context.options.hold;
-        let limit = self.intake.limit(&policy);
+        let limit = self.intake.limit(&policy, held.counted_from);
         let overdue = held.counted_from.elapsed() >= limit.after;
         let is_hurried = self.context.hurry.is_cancelled();
         let waited = match &self.phase {

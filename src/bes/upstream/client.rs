@@ -1,9 +1,10 @@
 //! The handle on an upstream service.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
+use tonic::metadata::MetadataMap;
 
 use super::{
     backoff::RetryDelays,
@@ -18,6 +19,9 @@ use super::{
     window::Room,
 };
 use crate::{builds::StreamKey, transport::RemoteError};
+
+/// How long a connection may take that is only made to look at the service's certificate.
+const CHECK: Duration = Duration::from_secs(3);
 
 /// The client of an upstream service. Cheap to clone.
 #[derive(Clone)]
@@ -52,6 +56,18 @@ impl Upstream {
     /// What distinguishes this service from another one.
     pub(crate) fn name(&self) -> String {
         self.inner.options.connect.endpoint.to_string()
+    }
+
+    /// Whether events can get there at all, as far as that shows without a call. A service that is not reached now may be later.
+    ///
+    /// # Errors
+    /// When there are no credentials for it, or its certificate is not trusted; in words.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        let credentials = self.inner.credentials();
+        let known = credentials.headers(&MetadataMap::new()).await;
+        known.map_err(|status| status.message().to_owned())?;
+        let refusal = tokio::time::timeout(CHECK, credentials.connector.refuses()).await;
+        refusal.ok().flatten().map_or(Ok(()), Err)
     }
 
     /// Whether the last try to reach upstream, on whichever stream, was no failure.

@@ -321,6 +321,7 @@ mod tests {
                 cache,
                 is_builds_cache: true,
                 reads_action_cache: true,
+                is_waited_for: true,
             })
             .level
         };

@@ -10,7 +10,9 @@ use crate::{
     bes::{HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
     sources::{BuildDirectories, google_of},
-    transport::{ConnectOptions, Endpoint, Header, auth::has_helper, netrc, without_user_info},
+    transport::{
+        ConnectOptions, Endpoint, Header, auth::has_helper, netrc, split_user_info, without_user_info,
+    },
 };
 
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
@@ -142,7 +144,8 @@ fn authorize(
     }
     upstream.is_authorized_here = true;
     if upstream.google.is_none()
-        && let Ok(endpoint) = Endpoint::parse("--bes_backend", backend)
+        && let (address, None) = split_user_info(backend)
+        && let Ok(endpoint) = Endpoint::parse("--bes_backend", &address)
         && let Some((user, password)) = endpoint.host().and_then(login)
         && !is_helped(upstream, endpoint)
     {

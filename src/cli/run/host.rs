@@ -22,6 +22,7 @@ use crate::{
     config::{CacheArgs, FROM_BUILD, UpstreamArgs},
     daemon::{EventListeners, Services},
     transport::without_user_info,
+    units::{parse_duration, random_uuid},
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -229,12 +230,16 @@ impl Host {
         reach: Reach,
         answer: &mut Answer,
     ) -> bool {
+        answer.flags.extend(other_id(line, &info.word, attempt));
         match attempt {
             Attempt::First | Attempt::Only if reach == Reach::Unknown => false,
             Attempt::First | Attempt::Only => {
                 // Tests, and a program that it runs, have run.
                 let repeats = attempt == Attempt::First && info.word == REPEATED;
-                self.downloads(info, line, repeats, answer).await
+                // The next step of a program, or the one that `bazel run` starts, needs the outputs.
+                let is_waited_for = attempt == Attempt::First && info.word != "run"
+                    || line.is_some_and(|line| waits(line) && !has_limit(line));
+                self.downloads(info, line, (repeats, is_waited_for), answer).await
             }
             Attempt::Alone => false,
             Attempt::Uncached => {
@@ -265,6 +270,12 @@ impl Host {
             let named = |name: &str| line.given(name);
             let has_google = has_google(info, line)?;
             upstream = self.upstream(info, named("bes_backend"), Some(line))?;
+            if let Some(upstream) = upstream.as_ref().filter(|_| named("bes_backend").is_some()) {
+                let checked = upstream.check().await;
+                checked.map_err(|reason| {
+                    anyhow!("outhaul cannot forward events to the build's own event service: {reason}")
+                })?;
+            }
             if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
                 && theirs != ours
                 && self.own.is_some()
@@ -331,7 +342,7 @@ impl Host {
         &self,
         info: &CommandInfo,
         line: Option<&CommandLine>,
-        repeats: bool,
+        (repeats, is_waited_for): (bool, bool),
         answer: &mut Answer,
     ) -> bool {
         let base = info
@@ -351,6 +362,7 @@ impl Host {
             cache: Ok(()),
             is_builds_cache: self.reads_builds_cache(line),
             reads_action_cache: self.services.reads_action_cache(),
+            is_waited_for,
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let directories = directories_of(info);
@@ -563,8 +575,47 @@ fn writes_events(line: &CommandLine) -> bool {
     files.iter().any(|name| line.given(name).is_some())
 }
 
+/// Another invocation id for a command that runs again under one of its user's: tests crash Bazel's server the second time
+/// (measured with 7.7.1). What a build has come to is looked for under its own.
+fn other_id(line: Option<&CommandLine>, word: &str, attempt: Attempt) -> Option<String> {
+    let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
+    line?.given("invocation_id")?;
+    (is_again && word != REPEATED).then(|| format!("--invocation_id={}", random_uuid()))
+}
+
+/// Whether Bazel waits only so long.
+fn has_limit(line: &CommandLine) -> bool {
+    line.given("bes_timeout")
+        .is_some_and(|value| parse_duration(value).is_ok_and(|limit| !limit.is_zero()))
+}
+
 /// Whether Bazel waits until its stream is acknowledged to the end.
 fn waits(line: &CommandLine) -> bool {
     line.last("bes_upload_mode")
         .is_none_or(|mode| mode == "wait_for_upload_complete")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::probe::Options, *};
+
+    #[test]
+    fn tests_that_run_again_have_an_id_of_their_own() {
+        let own = Options::of(&["--invocation_id=a"]).line();
+        for (line, word, attempt, changes) in [
+            (Some(&own), "test", Attempt::Alone, true),
+            (Some(&own), "coverage", Attempt::Uncached, true),
+            (Some(&own), "build", Attempt::Alone, false),
+            (Some(&own), "test", Attempt::First, false),
+            (Some(&own), "test", Attempt::Only, false),
+            (Some(&Options::of(&[]).line()), "test", Attempt::Alone, false),
+            (None, "test", Attempt::Alone, false),
+        ] {
+            assert_eq!(
+                other_id(line, word, attempt).is_some(),
+                changes,
+                "{word} {attempt:?}"
+            );
+        }
+    }
 }

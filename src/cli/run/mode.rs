@@ -30,6 +30,8 @@ pub(in crate::cli) struct Setting<'a> {
     pub(in crate::cli) is_builds_cache: bool,
     /// Whether Bazel's action cache may be read.
     pub(in crate::cli) reads_action_cache: bool,
+    /// Whether whatever needs the outputs next waits until they are there.
+    pub(in crate::cli) is_waited_for: bool,
 }
 
 /// Whether Bazel or Outhaul downloads.
@@ -61,6 +63,9 @@ pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
     }
     if !setting.reads_action_cache {
         return Mode::Own("--no-action-cache");
+    }
+    if !setting.is_waited_for {
+        return Mode::Own("Bazel waits for its events not at all, or only so long");
     }
     if setting.word == "mobile-install" {
         return Mode::Own("mobile-install needs its outputs while it runs");
@@ -156,6 +161,7 @@ mod tests {
             cache: Ok(()),
             is_builds_cache: true,
             reads_action_cache: true,
+            is_waited_for: true,
         };
         change(&mut setting);
         decide(&setting)
@@ -240,6 +246,7 @@ mod tests {
         assert!(!kept(|s| s.version = Some(8)));
         assert!(kept(|s| s.version = Some(9)), "its action cache cannot be read");
         assert!(kept(|s| s.reads_action_cache = false));
+        assert!(kept(|s| s.is_waited_for = false));
         assert!(kept(|s| s.word = "mobile-install"));
         assert!(!kept(|s| s.word = "run"));
     }

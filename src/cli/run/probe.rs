@@ -24,7 +24,7 @@ use crate::bep::event::CommandLine;
 
 /// Where the directory of the `outhaul run` around a program is. A `tools/bazel` calls `outhaul-bazel` in it.
 pub(super) const VARIABLE: &str = "OUTHAUL_RUN";
-/// How long it may take; most of it is for a server that has to start first.
+/// How long it may take without a word of Bazel's; most of it is for a server that has to start first.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a Bazel that took too long may take to end.
 const ENDING: Duration = Duration::from_secs(5);
@@ -244,13 +244,16 @@ impl Probe<'_> {
             .stdout(Stdio::null())
             .stderr(file);
         let mut child = command.spawn().map_err(failed)?;
-        let mut begun = Instant::now();
+        let (mut begun, mut heard) = (Instant::now(), 0);
         loop {
             if let Ok(ended) = tokio::time::timeout(LOOK, child.wait()).await {
                 return ended.map(|_| ()).map_err(failed);
             }
-            if excerpt(said).contains(WAITING) {
+            let now = excerpt(said);
+            // A server that starts says so again and again.
+            if now.len() != heard || now.contains(WAITING) {
                 begun = Instant::now();
+                heard = now.len();
             }
             if begun.elapsed() > PATIENCE {
                 end(&mut child).await;

@@ -158,6 +158,7 @@ fn finished(exit_code: i32) -> Event {
     Event::Finished {
         exit_code,
         name: String::new(),
+        ended_ms: 0,
     }
 }
 

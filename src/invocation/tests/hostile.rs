@@ -187,6 +187,7 @@ fn beyond_a_limit_a_stream_is_read_to_its_end_and_no_more_is_kept() {
     let finished = Event::Finished {
         exit_code: 0,
         name: String::new(),
+        ended_ms: 0,
     };
     assert_eq!(build.handle(5000, finished), [Effect::Finished { exit_code: 0 }]);
     assert_eq!(build.lowest_open(), None);

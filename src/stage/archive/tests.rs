@@ -316,6 +316,7 @@ fn what_is_read_of_a_real_build_stays() {
                     Event::Finished {
                         exit_code: same,
                         name,
+                        ended_ms: 0,
                     },
                 ) => assert_eq!((exit_code, ""), (same, &*name)),
                 // What an action made is an output of a target, or not staged.

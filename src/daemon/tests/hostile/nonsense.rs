@@ -134,6 +134,7 @@ fn event(f: &Fixture, random: &mut StdRng) -> Event {
         7 => Event::Finished {
             exit_code: random.random(),
             name: String::new(),
+            ended_ms: 0,
         },
         8..=10 => Event::NamedSet(NamedSet {
             id: id(random),
