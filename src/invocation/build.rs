@@ -41,6 +41,8 @@ struct LeftOut {
     unreadable: Vec<String>,
     /// Targets of which no output is named, though they have some.
     hollow: Vec<Arc<TargetId>>,
+    /// How many targets were given up because others failed.
+    incomplete: usize,
 }
 
 /// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
@@ -301,8 +303,11 @@ impl Build {
             }
             Event::Action(action) => self.action(sequence, &action, &mut effects),
             Event::Aborted {
-                target: Some(target), ..
+                target: Some(target),
+                reason,
+                ..
             } => {
+                self.left_out.incomplete += usize::from(reason == "INCOMPLETE");
                 effects.push(Effect::Target(Arc::new(target), TargetEnd::Aborted, sequence));
             }
             Event::CombinedReport(file) => self.combined_report(sequence, &file, &mut effects),
@@ -382,6 +387,16 @@ impl Build {
                     .flatten()
             })
             .collect();
+        // In its other modes, the build tool has downloaded what was made of them.
+        let line = self.facts.command_line.as_ref();
+        if left_out.incomplete > 0 && line.is_some_and(|line| line.download_mode() == Some("minimal")) {
+            let reason = format!(
+                "{} targets were not completed because of failures; outputs of theirs that were made are not named, and \
+                 were not downloaded",
+                left_out.incomplete
+            );
+            effects.push(Effect::Unusable(Class::Known, reason));
+        }
         if unnamed.is_empty() {
             effects.extend(left_out.hollow.into_iter().map(Effect::Hollow));
         } else {

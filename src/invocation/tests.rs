@@ -13,7 +13,10 @@ use super::{
 use crate::{
     bep::{
         EventFile,
-        event::{Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId, TestResult},
+        event::{
+            CommandLine, Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId,
+            TestResult,
+        },
     },
     digest::{Digest, DigestFunction},
     output::{Class, OutputContent},
@@ -547,6 +550,33 @@ fn a_target_aborted_after_its_completion_stays_what_it_was() {
             .count(),
         2
     );
+}
+
+#[test]
+fn targets_that_were_given_up_for_others_failures_are_counted() {
+    let aborted = |reason: &str| Event::Aborted {
+        target: Some(TargetId {
+            label: "//x".to_owned(),
+            ..TargetId::default()
+        }),
+        reason: reason.to_owned(),
+        description: String::new(),
+    };
+    for (mode, reason, is_said) in [
+        ("minimal", "INCOMPLETE", true),
+        ("minimal", "USER_INTERRUPTED", false),
+        ("toplevel", "INCOMPLETE", false),
+    ] {
+        let line = CommandLine {
+            label: "canonical".to_owned(),
+            options: vec![("remote_download_outputs".to_owned(), mode.to_owned())],
+        };
+        let effects = play(vec![started(), Event::CommandLine(line), root(), aborted(reason)]);
+        let said = effects.iter().any(|effect| {
+            matches!(effect, Effect::Unusable(Class::Known, said) if said.starts_with("1 targets were not completed"))
+        });
+        assert_eq!(said, is_said, "{mode} {reason}");
+    }
 }
 
 #[test]
