@@ -194,7 +194,15 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let mut reports = services.engine.reports();
     let bar = progress();
     let mut trouble = Vec::new();
-    let (stream, end) = play(&mut events, args.follow, &services.engine, &bar, &mut trouble).await;
+    let mut failed = Vec::new();
+    let (stream, end) = play(
+        &mut events,
+        args.follow,
+        &services.engine,
+        &bar,
+        (&mut trouble, &mut failed),
+    )
+    .await;
     let Some(stream) = stream else {
         let reason = trouble.join("; ");
         let separator = if reason.is_empty() { "" } else { ": " };
@@ -203,15 +211,20 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
             file.display()
         )));
     };
-    services.engine.ended(&stream, end).await;
-    let settlement = services.engine.settled(&stream).await;
-    let report = reports.recv().await.ok();
+    failed.push(settled(&services.engine, &stream, end).await);
+    let mut of_builds = Vec::new();
+    for _ in &failed {
+        of_builds.extend(reports.recv().await.ok());
+    }
     bar.finish_and_clear();
     let mut err = print::err();
-    for message in trouble.iter().chain(report.iter().flat_map(|r| &r.messages)) {
+    for message in &trouble {
         writeln!(err, "outhaul: {}", printable(message))?;
     }
-    if let Some(report) = report {
+    for report in of_builds {
+        for message in &report.messages {
+            writeln!(err, "outhaul: {}", printable(message))?;
+        }
         writeln!(err, "{}", report.line)?;
     }
     // Blocks for some seconds at most. With the output tree goes its directory of temporary files.
@@ -221,22 +234,31 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
         record.close();
     })
     .await;
-    Ok(if settlement.failed == 0 && trouble.is_empty() {
-        exit::OK
-    } else {
-        exit::FAILED
-    })
+    Ok(
+        if failed.iter().all(|failed| *failed == 0) && trouble.is_empty() {
+            exit::OK
+        } else {
+            exit::FAILED
+        },
+    )
 }
 
-/// Hands the events of a file to the engine. Gives their stream, once the start of the build has come, and how it ended.
+/// The end of a stream, and how many outputs of its build have failed.
+async fn settled(engine: &Engine, stream: &StreamKey, end: StreamEnd) -> u64 {
+    engine.ended(stream, end).await;
+    engine.settled(stream).await.failed
+}
+
+/// Hands the events of a file to the engine. Gives their stream, once the start of the build has come, and how it ended. A
+/// file of several builds, one after the other, has them settled in this order.
 async fn play(
     events: &mut EventFile,
     follow: bool,
     engine: &Engine,
     bar: &ProgressBar,
-    trouble: &mut Vec<String>,
+    (trouble, failed): (&mut Vec<String>, &mut Vec<u64>),
 ) -> (Option<StreamKey>, StreamEnd) {
-    let mut stream = None;
+    let mut stream: Option<StreamKey> = None;
     let mut backlog = Vec::new();
     let mut number = 0;
     loop {
@@ -255,6 +277,10 @@ async fn play(
         bar.tick();
         let last = framed.last;
         if let Event::Started(started) = &framed.event {
+            if let Some(before) = stream.take() {
+                failed.push(settled(engine, &before, StreamEnd::Finished).await);
+                number = 0;
+            }
             stream = Some(StreamKey {
                 build_id: String::new(),
                 invocation_id: started.invocation_id.clone(),

@@ -62,6 +62,28 @@ async fn a_growing_file_is_followed_to_the_builds_end() {
     world.assert_complete();
 }
 
+/// As two commands leave them that write to one file or pipe.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_builds_of_a_file_are_fetched_in_their_order() {
+    use outhaul::proto::build_event_stream::{BuildEvent, build_event::Payload};
+    let world = World::new().await;
+    let of_none = world.build.events().filter_map(|event| {
+        let mut event = BuildEvent::decode(&*event).unwrap();
+        match &mut event.payload {
+            Some(Payload::Started(started)) => "another".clone_into(&mut started.uuid),
+            Some(Payload::WorkspaceInfo(_) | Payload::StructuredCommandLine(_) | Payload::Finished(_)) => {}
+            _ => return None,
+        }
+        Some(event.encode_to_vec())
+    });
+    let path = world.path("both.bin");
+    std::fs::write(&path, delimited(world.build.events().chain(of_none))).unwrap();
+    let ran = bep(&path, &[]).await;
+    assert_eq!(ran.err.matches("downloaded").count(), 2, "{}", ran.err);
+    ran.expect(0);
+    world.assert_complete();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_file_is_reported_with_its_offset_after_everything_before_it() {
     let world = World::new().await;
