@@ -124,6 +124,13 @@ impl<'a> Site<'a> {
             let how = How::Created;
             return Ok(Placed { stamp, how });
         }
+        // Another output may just have come where the link leads.
+        if self.linked.is_some()
+            && let Ok(Some(stamp)) = self.is_already(job, digest, &mut Vec::new())
+        {
+            let how = How::Kept;
+            return Ok(Placed { stamp, how });
+        }
         let is_through = !self.spot.dir.through.is_empty();
         let mut changing = match job.root.aliases.change(job, &self.spot, self.path) {
             Ok(changing) => changing,

@@ -159,6 +159,30 @@ fn a_link_to_nothing_stays_and_the_file_is_put_there_until_another_output_is() {
     });
 }
 
+/// A tree's link and the file that it leads to, by two writers at once.
+#[test]
+fn a_link_stays_whose_target_comes_while_its_own_file_is_written() {
+    everywhere(|f| {
+        for (now, is_kept) in [("one", true), ("two", false)] {
+            let _ = fs::remove_file(f.path("bazel-out/link"));
+            let _ = fs::remove_file(f.path("bazel-out/real"));
+            symlink("real", f.path("bazel-out/link")).unwrap();
+            let path = exec("bazel-out/link");
+            let job = f.placer.job(&f.epoch, 1);
+            let dir = job.parent(&path).unwrap();
+            let _open = writable::Writable::open(&job.root.writable, &dir).unwrap();
+            let site = publish::Site::find(&job, &path, &dir).unwrap();
+            fs::write(f.path("bazel-out/real"), now).unwrap();
+            let file = publish::NewFile::named(job.root, job.mode(&path)).unwrap();
+            sys::write_all(&file, b"one").unwrap();
+            site.publish(&job, &digest("one"), file).unwrap();
+            assert_eq!(f.path("bazel-out/link").is_symlink(), is_kept, "{now}");
+            assert_eq!(f.read("bazel-out/link"), "one");
+            assert_eq!(f.read("bazel-out/real"), now);
+        }
+    });
+}
+
 #[test]
 fn a_link_out_of_the_root_is_replaced_and_nothing_is_written_through_it() {
     everywhere(|mut f| {
