@@ -121,7 +121,12 @@ impl Unpacking<'_> {
         let kind = entry.header().entry_type();
         let is_global = kind.is_pax_global_extensions();
         if entry.pax_extensions().map_err(|e| self.error(e))?.is_some() {
-            let extended = self.watch.extended_header().unwrap_or_default();
+            let extended = self.watch.extended_header();
+            let extended = extended.ok_or_else(|| {
+                self.archive.damaged(format!(
+                    "the extended header of {shown:?} is not where it should be"
+                ))
+            })?;
             pax::judge(self.archive, &shown, &extended, is_global)?;
         }
         if is_global {
@@ -130,6 +135,9 @@ impl Unpacking<'_> {
                     .archive
                     .damaged(format!("a long name, {shown:?}, is of no member")));
             }
+            // Else its data would be read with the next member's headers.
+            self.watch.allow(None);
+            io::copy(entry, &mut io::sink()).map_err(|e| self.error(e))?;
             return self.tree.count();
         }
         self.watch.allow(None);

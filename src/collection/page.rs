@@ -63,8 +63,9 @@ fn name_of(link: &str, directory: &Address) -> Option<String> {
         return None;
     }
     let target = directory.follow(link).ok()?;
-    let base = directory.uri().path();
-    let name = target.uri().path().strip_prefix(base)?;
+    // Written the same way.
+    let base = directory.follow(".").ok()?;
+    let name = target.uri().path().strip_prefix(base.uri().path())?;
     if !target.is_same_server(directory) {
         return None;
     }

@@ -56,7 +56,6 @@ pub(crate) struct Wanted {
     pub(crate) checksum: Option<Checksum>,
     /// Whether it was named itself, rather than found in a directory.
     pub(crate) is_named: bool,
-    /// Whether its checksum may be beside it, as far as that is known without asking.
     /// Whether a list has a file with its checksum; `None` if nobody says.
     has_sidecar: Option<bool>,
 }

@@ -354,6 +354,7 @@ impl BlobStore for Chain {
                 }
             }
         }
+        self.memory.gave_up(digest);
         Err(self.nobody(|| format!("reading {digest}"), refusals))
     }
 

@@ -81,17 +81,15 @@ pub(crate) async fn read_blob<S: BlobStore + ?Sized>(
             answer.map_or_else(|| Ok(Bytes::new()), |(_, answer)| answer)?
         } else {
             let mut whole = Collect::default();
-            match store.read_stream(digest, 0, attribution, avoid, &mut whole).await {
-                // An answer that cannot be used is like wrong bytes.
-                Err(error) if error.kind == RemoteErrorKind::Protocol => {
-                    let may_come = store.distrust(digest);
-                    if avoid && !may_come {
-                        return Err(error);
-                    }
-                    avoid = true;
-                    continue;
+            let read = store.read_stream(digest, 0, attribution, avoid, &mut whole).await;
+            // An answer that cannot be used is like wrong bytes.
+            if let Err(error) = read {
+                let may_come = error.kind == RemoteErrorKind::Protocol && (store.distrust(digest) || !avoid);
+                if !may_come {
+                    return Err(error);
                 }
-                read => read?,
+                avoid = true;
+                continue;
             }
             whole.into_bytes()
         };

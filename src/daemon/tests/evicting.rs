@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::*;
 
-use crate::{builds::Settlement, proto::outhaul::v1::EvictRequest, units::now_ms};
+use crate::{proto::outhaul::v1::EvictRequest, units::now_ms};
 
 impl Fixture {
     /// Another build, of files with these names and bytes, comes to its end.
@@ -30,7 +30,9 @@ impl Fixture {
         self.complete("//:all", &["0"]).await;
         self.finish().await;
         let settled = timeout(PATIENCE, self.services.engine.settled(&self.key));
-        assert_eq!(settled.await.expect("in time"), Settlement::default());
+        let settled = settled.await.expect("in time");
+        // One of no files is reported to name none.
+        assert!(settled.failed == 0 && !settled.superseded, "{settled:?}");
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {

@@ -68,6 +68,13 @@ impl Memory {
         self.given.lock().get(digest).map(|given| given.last)
     }
 
+    /// No store has given a blob whole: nobody is to blame any more, and asking again brings nothing.
+    pub(super) fn gave_up(&self, digest: &Digest) {
+        let mut recent = self.given.lock();
+        recent.newer.remove(digest);
+        recent.older.remove(digest);
+    }
+
     /// The bytes that were given last are wrong. Gives those that are to blame, which is nobody if that was known; `None`
     /// when it is not known any more who gave them.
     pub(super) fn blame(&self, digest: &Digest) -> Option<Stores> {

@@ -406,6 +406,22 @@ async fn nothing_goes_on_after_bytes_that_may_be_wrong() {
 }
 
 #[tokio::test]
+async fn a_blob_that_no_store_gives_whole_is_not_asked_for_again_and_again() {
+    let long = "longer than a batch";
+    for act in [Act::Unusable, Act::Wrong] {
+        let first = store("first", &[long], act);
+        let second = store("second", &[], Act::Well);
+        let chain = chain(&[&first, &second]);
+        let nobody = Attribution::default();
+        let wanted = digest(long);
+        let read = read_blob(&chain, &wanted, &nobody);
+        let error = tokio::time::timeout(Duration::from_secs(60), read).await;
+        error.expect("in time").unwrap_err();
+        assert_eq!(first.asked().len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_is_gone_on_with_by_the_next_store() {
     let first = store("first", &["abcdefgh"], Act::Breaks);
     let second = store("second", &["abcdefgh"], Act::Well);

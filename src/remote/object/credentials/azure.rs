@@ -45,13 +45,16 @@ impl Connection {
         value.is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
+    /// The account that it names.
+    fn named(&self) -> Option<String> {
+        let emulator = self.is_emulator().then(|| EMULATOR.0.to_owned());
+        self.get("accountname").or(emulator)
+    }
+
     /// One with a signature may name it in its endpoint only: as the first component of a path, or of the host's name.
     fn account(&self) -> Option<String> {
-        if let Some(account) = self.get("accountname") {
+        if let Some(account) = self.named() {
             return Some(account);
-        }
-        if self.is_emulator() {
-            return Some(EMULATOR.0.to_owned());
         }
         let url = self.get("blobendpoint")?;
         let in_path = url
@@ -104,7 +107,8 @@ pub(super) fn open(
             "no storage account: add account= or set AZURE_STORAGE_ACCOUNT",
         )
     })?;
-    if address.anonymous != Anonymous::Yes && connection.account().is_some_and(|of| of != account) {
+    let is_of_another = connection.named().is_some_and(|of| of != account);
+    if address.anonymous != Anonymous::Yes && is_of_another {
         return Err(wrong(
             address,
             format_args!(
@@ -112,7 +116,8 @@ pub(super) fn open(
             ),
         ));
     }
-    let endpoint = address.endpoint.clone().or_else(|| connection.endpoint(&account));
+    let of_connection = || connection.endpoint(&account).filter(|_| !is_of_another);
+    let endpoint = address.endpoint.clone().or_else(of_connection);
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
     let local = endpoint
         .as_ref()
