@@ -27,15 +27,19 @@ use crate::{open_files, units::show_duration};
 /// times.
 const KEPT_AT_LEAST: Duration = Duration::from_secs(5);
 
+/// A source's headers that are taken for secrets: the newest, and those that may still be on their way.
+const GIVEN: usize = 64;
+
 /// The most that a helper may print.
 const MAX_ANSWER: u64 = 1024 * 1024;
 
 /// Makes the headers of requests.
 pub(crate) struct Auth {
     headers: Vec<Header>,
+    authority: Option<Header>,
     source: Option<Source>,
-    /// The source's last answers. The lock is held while it is asked: one run serves all who wait.
-    answers: Mutex<Answers>,
+    /// The source's last answers.
+    answers: parking_lot::Mutex<Answers>,
     /// What requests were sent with, lately.
     secrets: RwLock<Arc<Secrets>>,
 }
@@ -68,7 +72,10 @@ impl Source {
 /// What a source has said, by services.
 #[derive(Default)]
 struct Answers {
-    of: BTreeMap<&'static str, Answer>,
+    /// A lock is held while the source is asked: one run serves all who wait.
+    of: BTreeMap<&'static str, Arc<Mutex<Option<Answer>>>>,
+    /// Headers that are good, and those that were lately.
+    given: Vec<Header>,
     /// Counts the runs, so that of many requests refused for the same credentials only one runs the helper again.
     runs: u64,
 }
@@ -103,9 +110,16 @@ impl Auth {
         let google = || options.google.clone().map(Source::Google);
         Ok(Self {
             headers: options.headers.clone(),
+            authority: options.authority.clone(),
             source: Helper::choose(options)?.map(Source::Helper).or_else(google),
-            answers: Mutex::default(),
-            secrets: RwLock::new(Arc::new(Secrets::of(options.headers.iter().map(Header::value)))),
+            answers: parking_lot::Mutex::default(),
+            secrets: RwLock::new(Arc::new(Secrets::of(
+                options
+                    .headers
+                    .iter()
+                    .chain(&options.authority)
+                    .flat_map(Header::secrets),
+            ))),
         })
     }
 
@@ -133,14 +147,16 @@ impl Auth {
         self.secrets.read().clone()
     }
 
-    /// A source's answers are as secret, and one that is replaced may still be on its way.
-    fn keep_secret(&self, answers: &Answers, now: &[Header]) {
-        let others = answers
-            .of
-            .values()
-            .filter_map(|answer| answer.result.as_ref().ok());
-        let all = self.headers.iter().chain(now).chain(others.flatten());
-        *self.secrets.write() = Arc::new(Secrets::of(all.map(Header::value)));
+    /// A source's answers are as secret, and those that were replaced may still be on their way.
+    fn keep_secret(&self, headers: &[Header]) {
+        let mut answers = self.answers.lock();
+        answers.given.extend_from_slice(headers);
+        let most = answers.given.len().saturating_sub(GIVEN);
+        answers.given.drain(..most);
+        let all = self.headers.iter().chain(&self.authority).chain(&answers.given);
+        let secrets = Secrets::of(all.flat_map(Header::secrets));
+        drop(answers);
+        *self.secrets.write() = Arc::new(secrets);
     }
 
     /// The user's headers and the source's, and which credentials they hold. A helper is asked about each gRPC service by
@@ -153,11 +169,12 @@ impl Auth {
             return Ok((self.headers.clone(), None));
         };
         let subject = source.subject(service);
-        let mut answers = self.answers.lock().await;
-        if answers.of.get(subject).is_none_or(|a| a.until <= Instant::now()) {
+        let answer = Arc::clone(self.answers.lock().of.entry(subject).or_default());
+        let mut answer = answer.lock().await;
+        if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
             let (result, kept) = match source.ask(subject).await {
                 Ok((headers, kept)) => {
-                    self.keep_secret(&answers, &headers);
+                    self.keep_secret(&headers);
                     (Ok(headers), kept)
                 }
                 Err(error) => {
@@ -165,15 +182,15 @@ impl Auth {
                     (Err(error), KEPT_AT_LEAST)
                 }
             };
+            let mut answers = self.answers.lock();
             answers.runs += 1;
-            let answer = Answer {
+            *answer = Some(Answer {
                 result,
                 until: Instant::now() + kept.max(KEPT_AT_LEAST),
                 run: answers.runs,
-            };
-            answers.of.insert(subject, answer);
+            });
         }
-        let Some(Answer { result, run, .. }) = answers.of.get(subject) else {
+        let Some(Answer { result, run, .. }) = &*answer else {
             return Ok((self.headers.clone(), None));
         };
         // A header of both is the source's: it is the newer word.
@@ -189,9 +206,13 @@ impl Auth {
     /// source to ask again.
     pub(crate) async fn refresh(&self, refused: Option<Run>) -> bool {
         let Some(refused) = refused else { return false };
-        let mut answers = self.answers.lock().await;
-        if let Some(answer) = answers.of.values_mut().find(|answer| answer.run == refused.0) {
-            answer.until = Instant::now();
+        let all: Vec<_> = self.answers.lock().of.values().cloned().collect();
+        for answer in all {
+            if let Some(answer) = &mut *answer.lock().await
+                && answer.run == refused.0
+            {
+                answer.until = Instant::now();
+            }
         }
         true
     }

@@ -51,6 +51,19 @@ impl Header {
         Some(Self { name, value })
     }
 
+    /// What of it is secret: the value, and of an `:authority` what stands before the host.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &str> {
+        let user_info = match (&*self.name, self.value.rsplit_once('@')) {
+            (":authority", Some((user_info, _))) => Some(user_info),
+            _ => None,
+        };
+        let whole = user_info.is_none().then_some(&*self.value);
+        let parts = user_info
+            .into_iter()
+            .flat_map(|info| info.splitn(2, ':').chain([info]));
+        whole.into_iter().chain(parts)
+    }
+
     /// From a name and a value.
     ///
     /// # Errors

@@ -207,7 +207,7 @@ impl Forwarder {
         }
         let client = self.source.headers.borrow_and_update().clone();
         let headers = self.credentials.headers(&client).await?;
-        self.secrets = headers::secrets(&headers);
+        self.secrets = headers::secrets(&headers, self.upstream.options.connect.authority.as_ref());
         self.window.rewind();
         Ok(Call::open(self.channel.clone(), headers))
     }

@@ -29,10 +29,11 @@ pub(super) fn upstream(client: &MetadataMap, own: &[Header]) -> MetadataMap {
 }
 
 /// What upstream's words are shown without: what it was sent, in case that it quotes it.
-pub(super) fn secrets(sent: &MetadataMap) -> Secrets {
+pub(super) fn secrets(sent: &MetadataMap, authority: Option<&Header>) -> Secrets {
     let headers = sent.clone().into_headers();
     // The build tool's own word on the request is no secret, and is binary.
-    Secrets::of(headers.values().filter_map(|value| value.to_str().ok()))
+    let values = headers.values().filter_map(|value| value.to_str().ok());
+    Secrets::of(values.chain(authority.into_iter().flat_map(Header::secrets)))
 }
 
 /// gRPC's own and HTTP's hop-by-hop headers (RFC 9110, 7.6.1).

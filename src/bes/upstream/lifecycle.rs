@@ -83,7 +83,10 @@ impl Caller {
         let options = &self.upstream.options;
         let mut request = Request::new(event.request.clone());
         *request.metadata_mut() = self.upstream.credentials().headers(&event.headers).await?;
-        let secrets = headers::secrets(request.metadata());
+        let secrets = headers::secrets(
+            request.metadata(),
+            self.upstream.options.connect.authority.as_ref(),
+        );
         let mut client = Grpc::new(self.channel.clone()).max_encoding_message_size(usize::MAX);
         let call = async {
             client
