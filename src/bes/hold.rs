@@ -26,6 +26,8 @@ pub(super) struct Patience(Arc<Said>);
 struct Said {
     /// 0 for none, in milliseconds.
     timeout: AtomicU64,
+    /// By how much our clock is ahead of the client's, in milliseconds, or a little more.
+    ahead: OnceLock<i64>,
     /// When the command's end came: the client counts from there, and has files to upload before its last event.
     ended: OnceLock<Instant>,
 }
@@ -40,12 +42,20 @@ impl Patience {
                     self.0.timeout.store(milliseconds, Relaxed);
                 }
             }
+            Event::Started(started) if started.started_ms > 0 => {
+                self.0
+                    .ahead
+                    .get_or_init(|| now_ms().saturating_sub(started.started_ms));
+            }
             Event::Finished { ended_ms, .. } => {
                 self.0.ended.get_or_init(|| {
                     // The event comes after those whose files are uploaded first.
-                    let late = match *ended_ms {
-                        0 => 0,
-                        ended => now_ms().saturating_sub(ended).clamp(0, LATEST_MS),
+                    let late = match (*ended_ms, self.0.ahead.get()) {
+                        (0, _) | (_, None) => 0,
+                        (ended, Some(ahead)) => now_ms()
+                            .saturating_sub(ended)
+                            .saturating_sub(*ahead)
+                            .clamp(0, LATEST_MS),
                     };
                     let now = Instant::now();
                     now.checked_sub(Duration::from_millis(late.unsigned_abs()))
@@ -60,7 +70,7 @@ impl Patience {
     /// has counted since the command's end, and has its closing calls to make, so that it is let go a little earlier.
     pub(super) fn limit(&self, policy: &HoldPolicy, came: Instant) -> Limit {
         let hold = Limit {
-            flag: "--hold-timeout",
+            flag: HOLD_TIMEOUT,
             timeout: policy.timeout,
             after: policy.timeout,
         };
@@ -78,6 +88,8 @@ impl Patience {
         }
     }
 }
+
+const HOLD_TIMEOUT: &str = "--hold-timeout";
 
 /// What ends a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +109,7 @@ impl fmt::Display for Limit {
 /// What is left of `--bes_timeout` for the acknowledgement's way and the client's closing calls, at most: a third of it
 /// where that is less.
 const LEAD: Duration = Duration::from_secs(5);
-/// The longest time, in milliseconds, by which the news of a command's end is taken to be late: another machine's clock may be
-/// wrong by any time.
+/// The longest time, in milliseconds, by which the news of a command's end is taken to be late: clocks may be set meanwhile.
 const LATEST_MS: i64 = 10 * 60 * 1000;
 
 /// The effective `--bes_timeout`; `None` where no line says so, or says 0, which is no limit.
@@ -134,6 +145,8 @@ pub struct HoldPolicy {
     /// Whether required outputs that are missing after the wait fail the stream, and so the build tool's command. Has
     /// no effect where nothing holds.
     pub strict: bool,
+    /// Whether somebody waits on for outputs that are missing when a wait ends by the build's own limit.
+    pub is_followed: bool,
 }
 
 impl Default for HoldPolicy {
@@ -142,6 +155,7 @@ impl Default for HoldPolicy {
             mode: HoldMode::default(),
             timeout: Duration::from_secs(600),
             strict: false,
+            is_followed: false,
         }
     }
 }
@@ -186,6 +200,7 @@ impl HoldPolicy {
                 }
                 Release::Fail(text)
             }
+            Waited::TimedOut(limit) if self.is_followed && limit.flag != HOLD_TIMEOUT => Release::Ack,
             Waited::TimedOut(limit) => Release::Fail(format!(
                 "outhaul: required outputs were not downloaded within {limit}"
             )),
@@ -203,6 +218,7 @@ const MAX_MESSAGE_CHARS: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bep::event::Started;
 
     const LIMIT: Limit = Limit {
         flag: "--hold-timeout",
@@ -248,9 +264,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn its_patience_begins_with_the_commands_end() {
         // It uploads files before it sends the last event, and some before it says that it has ended.
-        for (late_ms, expected) in [(None, 20), (Some(0), 20), (Some(7_500), 12), (Some(-5_000), 20)] {
+        for (ahead_ms, late_ms, expected) in [
+            (0, None, 20),
+            (0, Some(0), 20),
+            (0, Some(7_500), 12),
+            (0, Some(-5_000), 20),
+            (60_000, Some(67_500), 12),
+            (-60_000, Some(-52_500), 12),
+        ] {
             let patience = Patience::default();
             patience.learn(&line("canonical", "30s"));
+            patience.learn(&Event::Started(Started {
+                started_ms: now_ms() - ahead_ms,
+                ..Started::default()
+            }));
             patience.learn(&Event::Finished {
                 exit_code: 0,
                 name: String::new(),
@@ -304,6 +331,28 @@ mod tests {
         );
         assert!(matches!(policy.release(&Waited::TimedOut(LIMIT)), Release::Fail(t) if t.contains("600s")));
         assert!(matches!(policy.release(&Waited::Unanswered), Release::Fail(_)));
+    }
+
+    #[test]
+    fn the_builds_own_limit_fails_nothing_where_somebody_waits_on() {
+        let own = Limit {
+            flag: "the build's --bes_timeout",
+            ..LIMIT
+        };
+        for (is_followed, limit, fails) in [
+            (false, own, true),
+            (true, own, false),
+            (false, LIMIT, true),
+            (true, LIMIT, true),
+        ] {
+            let policy = HoldPolicy {
+                strict: true,
+                is_followed,
+                ..HoldPolicy::default()
+            };
+            let release = policy.release(&Waited::TimedOut(limit));
+            assert_eq!(release != Release::Ack, fails, "{is_followed} {limit}");
+        }
     }
 
     #[test]

@@ -98,6 +98,9 @@ struct Stream {
     place: Option<StreamSlot>,
 }
 
+/// How long a client's last acknowledgement waits for a healthy upstream service, however long it may wait for outputs.
+pub(super) const UPSTREAM_WAIT: Duration = Duration::from_secs(10 * 60);
+
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
 
@@ -488,7 +491,11 @@ impl Stream {
     fn deadline(&self) -> Option<Instant> {
         if let Some(held) = &self.held {
             let limit = self.intake.limit(&self.context.options.hold, held.counted_from);
-            return Some(later(held.counted_from, limit.after));
+            let after = match self.phase {
+                Phase::Settled { .. } => limit.after.min(UPSTREAM_WAIT),
+                Phase::Open { .. } | Phase::Settling { .. } => limit.after,
+            };
+            return Some(later(held.counted_from, after));
         }
         match &self.phase {
             Phase::Open { give_up, .. } => self.connection.is_none().then_some(*give_up),

@@ -36,7 +36,7 @@ use super::{
     print,
     run::{
         CommandInfo, Line, Setting, Shims, can_forward, directories_of, find, is_ours, names_a_cache,
-        path_without, reach_of, take_own_headers,
+        path_without, reach_of, take_own_headers, waits_for_all,
     },
     runtime,
 };
@@ -211,7 +211,7 @@ async fn of_command(
         cache: if names_a_cache(line) { reached } else { Ok(()) },
         is_builds_cache: !args.cache.names_a_cache(),
         reads_action_cache: !args.place.no_action_cache,
-        is_waited_for: true,
+        is_waited_for: info.word != "run" || waits_for_all(line),
     };
     found.push(options::downloads(&setting));
     found.extend(of_cache);

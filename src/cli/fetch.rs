@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::broadcast;
 
 use super::{
     exit::{self, Failure},
@@ -23,7 +24,7 @@ use crate::{
     daemon::Services,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
-    invocation::{Engine, policy::PathRegex, tally::Tally},
+    invocation::{Engine, Report, policy::PathRegex, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
@@ -194,13 +195,13 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let mut reports = services.engine.reports();
     let bar = progress();
     let mut trouble = Vec::new();
-    let mut failed = Vec::new();
+    let mut ended = Vec::new();
     let (stream, end) = play(
         &mut events,
         args.follow,
-        &services.engine,
+        (&services.engine, &mut reports),
         &bar,
-        (&mut trouble, &mut failed),
+        (&mut trouble, &mut ended),
     )
     .await;
     let Some(stream) = stream else {
@@ -211,17 +212,13 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
             file.display()
         )));
     };
-    failed.push(settled(&services.engine, &stream, end).await);
-    let mut of_builds = Vec::new();
-    for _ in &failed {
-        of_builds.extend(reports.recv().await.ok());
-    }
+    ended.push(settled((&services.engine, &mut reports), &stream, end).await);
     bar.finish_and_clear();
     let mut err = print::err();
     for message in &trouble {
         writeln!(err, "outhaul: {}", printable(message))?;
     }
-    for report in of_builds {
+    for report in ended.iter().filter_map(|(_, report)| report.as_ref()) {
         for message in &report.messages {
             writeln!(err, "outhaul: {}", printable(message))?;
         }
@@ -235,7 +232,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     })
     .await;
     Ok(
-        if failed.iter().all(|failed| *failed == 0) && trouble.is_empty() {
+        if ended.iter().all(|(failed, _)| *failed == 0) && trouble.is_empty() {
             exit::OK
         } else {
             exit::FAILED
@@ -243,10 +240,18 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     )
 }
 
-/// The end of a stream, and how many outputs of its build have failed.
-async fn settled(engine: &Engine, stream: &StreamKey, end: StreamEnd) -> u64 {
+/// How many outputs of a build have failed, and what is told of it.
+type BuildEnd = (u64, Option<Report>);
+
+/// Ends a stream, and waits for what comes of its build.
+async fn settled(
+    (engine, reports): (&Engine, &mut broadcast::Receiver<Report>),
+    stream: &StreamKey,
+    end: StreamEnd,
+) -> BuildEnd {
     engine.ended(stream, end).await;
-    engine.settled(stream).await.failed
+    let failed = engine.settled(stream).await.failed;
+    (failed, reports.recv().await.ok())
 }
 
 /// Hands the events of a file to the engine. Gives their stream, once the start of the build has come, and how it ended. A
@@ -254,9 +259,9 @@ async fn settled(engine: &Engine, stream: &StreamKey, end: StreamEnd) -> u64 {
 async fn play(
     events: &mut EventFile,
     follow: bool,
-    engine: &Engine,
+    (engine, reports): (&Engine, &mut broadcast::Receiver<Report>),
     bar: &ProgressBar,
-    (trouble, failed): (&mut Vec<String>, &mut Vec<u64>),
+    (trouble, ended): (&mut Vec<String>, &mut Vec<BuildEnd>),
 ) -> (Option<StreamKey>, StreamEnd) {
     let mut stream: Option<StreamKey> = None;
     let mut backlog = Vec::new();
@@ -277,8 +282,12 @@ async fn play(
         bar.tick();
         let last = framed.last;
         if let Event::Started(started) = &framed.event {
-            if let Some(before) = stream.take() {
-                failed.push(settled(engine, &before, StreamEnd::Finished).await);
+            // One that begins again under its id goes on.
+            if let Some(before) = stream
+                .take()
+                .filter(|before| before.invocation_id != started.invocation_id)
+            {
+                ended.push(settled((engine, &mut *reports), &before, StreamEnd::Finished).await);
                 number = 0;
             }
             stream = Some(StreamKey {

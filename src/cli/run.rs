@@ -42,7 +42,7 @@ use self::{
 pub(super) use self::{
     forward::{can_forward, directories_of},
     line::Line,
-    mode::{KNOWN, Mode, Setting, decide, names_a_cache},
+    mode::{KNOWN, Mode, Setting, decide, names_a_cache, waits_for_all},
     probe::{CommandInfo, Probe},
     program::{find, is_bazel},
     reach::reach_of,
@@ -51,7 +51,7 @@ pub(super) use self::{
 };
 use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
-    bes::Upstream,
+    bes::{HoldPolicy, Upstream},
     config::{CacheArgs, FROM_BUILD, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonError, DaemonOptions, Retention, Services},
     invocation::Report,
@@ -66,7 +66,7 @@ const RETENTION: Retention = Retention {
     journal_bytes: 1 << 30,
 };
 /// How long a build waits for its outputs: what comes after it needs them, and what does not come fails before.
-const HOLD_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long reads of files may still take at the end.
 const READS: Duration = Duration::from_secs(10);
 /// What Bazel's commands end with when --strict fails them.
@@ -219,7 +219,10 @@ fn say(message: &str) {
 
 /// Starts a daemon. The inner error is the environment's: a reason to run the command without one.
 async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
-    let hold = args.hold.policy(HOLD_TIMEOUT)?;
+    let hold = HoldPolicy {
+        is_followed: true,
+        ..args.hold.policy(HOLD_TIMEOUT)?
+    };
     // What these are for may be the build's own event service.
     let own = match &args.upstream.bes_backend {
         Some(_) => args.upstream.upstream(&mut args.cache, hold)?,

@@ -131,6 +131,7 @@ impl HoldArgs {
             mode,
             timeout,
             strict: self.strict,
+            is_followed: false,
         })
     }
 }

@@ -176,6 +176,11 @@ impl Build {
         self.facts.filegroups.contains(label)
     }
 
+    /// Whether a target is a test that this command runs.
+    pub(super) fn is_tested(&self, label: &str) -> bool {
+        matches!(self.facts.command, Command::Test | Command::Coverage) && self.facts.tests.contains(label)
+    }
+
     /// Where a target has the program that is called as it is.
     pub(super) fn program(&self, target: &TargetId) -> Option<String> {
         let mnemonic = self.facts.configurations.get(&target.configuration)?;
@@ -387,22 +392,26 @@ impl Build {
                     .flatten()
             })
             .collect();
-        // In its other modes, the build tool has downloaded what was made of them.
-        let line = self.facts.command_line.as_ref();
-        if left_out.incomplete > 0 && line.is_some_and(|line| line.download_mode() == Some("minimal")) {
-            let reason = format!(
-                "{} targets were not completed because of failures; outputs of theirs that were made are not named, and \
-                 were not downloaded",
-                left_out.incomplete
-            );
-            effects.push(Effect::Unusable(Class::Known, reason));
-        }
+        effects.extend(self.incomplete(left_out.incomplete));
         if unnamed.is_empty() {
             effects.extend(left_out.hollow.into_iter().map(Effect::Hollow));
         } else {
             effects.push(Effect::Unnamed(unnamed));
         }
         effects
+    }
+
+    /// Reports targets that were given up. In its other modes, the build tool has downloaded what was made of them.
+    fn incomplete(&self, count: usize) -> Option<Effect> {
+        let line = self.facts.command_line.as_ref();
+        let is_minimal = line.is_some_and(|line| line.download_mode() == Some("minimal"));
+        (count > 0 && is_minimal).then(|| {
+            let reason = format!(
+                "{count} targets were not completed because of failures; outputs of theirs that were made are not named, \
+                 and were not downloaded"
+            );
+            Effect::Unusable(Class::Known, reason)
+        })
     }
 
     /// Reports, once, where the stream says that blobs are.

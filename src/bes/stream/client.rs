@@ -9,7 +9,7 @@ use super::{
         counters::Counters,
         hold::{HoldMode, Release, Waited},
     },
-    Phase, Stream,
+    Phase, Stream, UPSTREAM_WAIT,
     waiting::after,
 };
 use crate::builds::StreamEnd;
@@ -102,11 +102,11 @@ impl Stream {
         let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
         if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
         {
-            if !overdue && !is_hurried {
+            if !overdue && !is_hurried && held.counted_from.elapsed() < UPSTREAM_WAIT {
                 return;
             }
             tracing::warn!(
-                stream = %self.key, %limit,
+                stream = %self.key,
                 "the upstream event service is slow; it gets the remaining events after the build has ended"
             );
         }

@@ -275,6 +275,7 @@ pub(in crate::bes) fn options(mode: HoldMode) -> BesOptions {
             mode,
             timeout: PATIENCE * 10,
             strict: false,
+            is_followed: false,
         },
         reconnect_grace: Duration::from_millis(300),
         ..BesOptions::default()

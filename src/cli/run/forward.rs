@@ -36,8 +36,16 @@ pub(super) fn has_google(info: &CommandInfo, line: &CommandLine) -> anyhow::Resu
 /// Whether events can go by us the way that a command's own would take.
 ///
 /// # Errors
-/// When they would go through Java's own proxies, which lead elsewhere than we get: the service may not be reached otherwise.
+/// When something else has the last word on where they go, or they would go through Java's own proxies, which lead elsewhere than we get: the service may not be reached otherwise.
 pub(super) fn has_way(info: &CommandInfo, line: &CommandLine) -> anyhow::Result<()> {
+    if let Some(name) = info
+        .options
+        .as_ref()
+        .ok()
+        .and_then(|options| options.overruled.as_ref())
+    {
+        bail!("a wrapper around Bazel adds {name} after all other options");
+    }
     let has_proxy = info.options.as_ref().is_ok_and(|options| options.has_proxy);
     if has_proxy && line.given("bes_backend").is_some() {
         bail!("outhaul cannot forward events through the proxy that Bazel's --host_jvm_args name");

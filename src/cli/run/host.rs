@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     forward::{directories_of, has_google, has_way, upstream_at},
-    mode::{Mode, Setting, decide, names_a_cache},
+    mode::{Mode, Setting, decide, names_a_cache, waits, waits_for_all},
     probe::CommandInfo,
     reach::{Reach, reach_of},
 };
@@ -22,7 +22,7 @@ use crate::{
     config::{CacheArgs, FROM_BUILD, UpstreamArgs},
     daemon::{EventListeners, Services},
     transport::without_user_info,
-    units::{parse_duration, random_uuid},
+    units::random_uuid,
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -46,6 +46,13 @@ const NO_UPLOAD: &str = "--experimental_build_event_upload_strategy=local";
 /// Bazels that upload all outputs that were made here for their events, and then fail a good build if that fails.
 const UPLOADING: std::ops::Range<u32> = 4..7;
 
+/// Options with files that Bazel writes events into.
+const EVENT_FILES: [&str; 3] = [
+    "build_event_json_file",
+    "build_event_text_file",
+    "build_event_binary_file",
+];
+
 /// How a command is run; it may have to run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
@@ -58,6 +65,12 @@ pub(super) enum Attempt {
     /// The same without its caches: it builds whatever is not on disk. Not for one with an executor, which it takes for its
     /// cache then.
     Uncached,
+}
+
+impl Attempt {
+    const fn is_again(self) -> bool {
+        matches!(self, Self::Alone | Self::Uncached)
+    }
 }
 
 /// What a Bazel command is to be run with.
@@ -231,14 +244,17 @@ impl Host {
         answer: &mut Answer,
     ) -> bool {
         answer.flags.extend(other_id(line, &info.word, attempt));
+        if let Some(line) = line.filter(|_| attempt.is_again()) {
+            answer.flags.extend(read_once(line, &info.directory));
+        }
         match attempt {
             Attempt::First | Attempt::Only if reach == Reach::Unknown => false,
             Attempt::First | Attempt::Only => {
                 // Tests, and a program that it runs, have run.
                 let repeats = attempt == Attempt::First && info.word == REPEATED;
                 // The next step of a program, or the one that `bazel run` starts, needs the outputs.
-                let is_waited_for = attempt == Attempt::First && info.word != "run"
-                    || line.is_some_and(|line| waits(line) && !has_limit(line));
+                let is_waited_for =
+                    attempt == Attempt::First && info.word != "run" || line.is_some_and(waits_for_all);
                 self.downloads(info, line, (repeats, is_waited_for), answer).await
             }
             Attempt::Alone => false,
@@ -522,7 +538,7 @@ impl Host {
                 any = true;
                 messages.push(format!(
                     "failed to determine Bazel's options ({reason}), so Bazel downloads outputs itself, and an \
-                     event service named in rc files gets no events of {name}"
+                     event service named in rc files may get no events of {name}"
                 ));
             }
             if heard.events.is_some() && !heard.came() {
@@ -555,7 +571,7 @@ fn upload_flags(
     // It uploads its logs there for any event service. What comes by us needs the digests of what is uploaded.
     let uploads_nothing = !is_reached || uploads && forbids && !is_minimal;
     // It downloads by itself in a further attempt, after the first one may have failed for our sake.
-    let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
+    let is_again = attempt.is_again();
     // What comes by us must be there before a program's next step; `run` itself waits for its own command.
     let must_wait = attempt == Attempt::Only && is_minimal && is_reached;
     let waits_not = is_again || uploads && !must_wait;
@@ -567,37 +583,54 @@ fn upload_flags(
 
 /// Whether Bazel writes events into a file.
 fn writes_events(line: &CommandLine) -> bool {
-    let files = [
-        "build_event_json_file",
-        "build_event_text_file",
-        "build_event_binary_file",
-    ];
-    files.iter().any(|name| line.given(name).is_some())
+    EVENT_FILES.iter().any(|name| line.given(name).is_some())
+}
+
+/// Takes back files of events that somebody reads only once, such as named pipes, for a command that runs again: it would wait
+/// for another reader.
+fn read_once(line: &CommandLine, directory: &Path) -> Vec<String> {
+    let is_special = |path: &str| {
+        let file = std::fs::metadata(directory.join(path));
+        file.is_ok_and(|file| !file.is_file())
+    };
+    EVENT_FILES
+        .iter()
+        .filter(|name| line.given(name).is_some_and(is_special))
+        .map(|name| format!("--{name}="))
+        .collect()
 }
 
 /// Another invocation id for a command that runs again under one of its user's: tests crash Bazel's server the second time
 /// (measured with 7.7.1). What a build has come to is looked for under its own.
 fn other_id(line: Option<&CommandLine>, word: &str, attempt: Attempt) -> Option<String> {
-    let is_again = matches!(attempt, Attempt::Alone | Attempt::Uncached);
     line?.given("invocation_id")?;
-    (is_again && word != REPEATED).then(|| format!("--invocation_id={}", random_uuid()))
-}
-
-/// Whether Bazel waits only so long.
-fn has_limit(line: &CommandLine) -> bool {
-    line.given("bes_timeout")
-        .is_some_and(|value| parse_duration(value).is_ok_and(|limit| !limit.is_zero()))
-}
-
-/// Whether Bazel waits until its stream is acknowledged to the end.
-fn waits(line: &CommandLine) -> bool {
-    line.last("bes_upload_mode")
-        .is_none_or(|mode| mode == "wait_for_upload_complete")
+    (attempt.is_again() && word != REPEATED).then(|| format!("--invocation_id={}", random_uuid()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::probe::Options, *};
+
+    #[test]
+    fn pipes_that_events_are_written_into_are_taken_back_when_a_command_runs_again() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("pipe"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let options = [
+            "--build_event_json_file=pipe",
+            "--build_event_text_file=file",
+            "--build_event_binary_file=new",
+        ];
+        let flags = read_once(&Options::of(&options).line(), dir.path());
+        assert_eq!(flags, ["--build_event_json_file="]);
+    }
 
     #[test]
     fn tests_that_run_again_have_an_id_of_their_own() {

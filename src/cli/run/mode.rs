@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::{bep::event::CommandLine, transport::is_http};
+use crate::{bep::event::CommandLine, transport::is_http, units::parse_duration};
 
 /// The Bazels that tell in their events, and keep on their disks, what all of their own download mode needs. The action
 /// caches of newer ones have other formats ([`crate::action_cache`]).
@@ -75,24 +75,8 @@ pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
         Some("toplevel") | None => {}
         Some(_) => return Mode::Own("the command asks for all outputs"),
     }
-    for (name, reason) in [
-        (
-            "experimental_remote_output_service",
-            "an output service provides the outputs",
-        ),
-        ("remote_proxy", "the remote cache is behind a proxy"),
-        (
-            "experimental_action_listener",
-            "no event names the outputs of extra actions",
-        ),
-        (
-            "remote_download_symlink_template",
-            "outputs are symlinks into another file system",
-        ),
-    ] {
-        if options.given(name).is_some() {
-            return Mode::Own(reason);
-        }
+    if let Some(reason) = hides_outputs(options) {
+        return Mode::Own(reason);
     }
     if !setting.repeats && !setting.is_builds_cache {
         return Mode::Own("outhaul reads another cache, which may lack what the build's own has");
@@ -121,6 +105,9 @@ pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
         return Mode::Own("the events name local files");
     }
+    if is_test && let Some(reason) = reads_test_files(setting, options) {
+        return Mode::Own(reason);
+    }
     if is_test && !zips_test_outputs(setting, options) {
         return Mode::Own("events do not name the undeclared outputs of tests");
     }
@@ -131,10 +118,59 @@ pub(in crate::cli) fn decide(setting: &Setting<'_>) -> Mode {
     }
 }
 
+/// Whether Bazel waits until its stream is acknowledged to the end.
+pub(super) fn waits(options: &CommandLine) -> bool {
+    options
+        .last("bes_upload_mode")
+        .is_none_or(|mode| mode == "wait_for_upload_complete")
+}
+
+/// The same, however long that takes.
+pub(in crate::cli) fn waits_for_all(options: &CommandLine) -> bool {
+    let has_limit = options
+        .given("bes_timeout")
+        .is_some_and(|value| parse_duration(value).is_ok_and(|limit| !limit.is_zero()));
+    waits(options) && !has_limit
+}
+
 /// Whether a cache is named that can be asked, and is reached as it is named.
 pub(in crate::cli) fn names_a_cache(options: &CommandLine) -> bool {
     let is_named = options.remote_cache().is_some() || options.given("disk_cache").is_some();
     options.given("remote_proxy").is_none() && is_named
+}
+
+/// Why not all outputs are where events say, or none says where.
+fn hides_outputs(options: &CommandLine) -> Option<&'static str> {
+    [
+        (
+            "experimental_remote_output_service",
+            "an output service provides the outputs",
+        ),
+        ("remote_proxy", "the remote cache is behind a proxy"),
+        (
+            "experimental_action_listener",
+            "no event names the outputs of extra actions",
+        ),
+        (
+            "remote_download_symlink_template",
+            "outputs are symlinks into another file system",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(name, reason)| options.given(name).map(|_| reason))
+}
+
+/// Why Bazel itself needs tests' files, or no event names some of them.
+fn reads_test_files(setting: &Setting<'_>, options: &CommandLine) -> Option<&'static str> {
+    if matches!(options.last("test_summary"), Some("detailed" | "testcase")) {
+        return Some("Bazel reads the tests' reports for its summary");
+    }
+    // `coverage` brings them also in minimal mode.
+    let is_on = |name| options.switch(name) == Some(true);
+    (setting.word == "test"
+        && is_on("collect_code_coverage")
+        && is_on("experimental_fetch_all_coverage_outputs"))
+    .then_some("no event names the coverage directories of tests")
 }
 
 /// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.
@@ -252,6 +288,31 @@ mod tests {
     }
 
     #[test]
+    fn a_command_waits_for_all_unless_it_says_otherwise() {
+        for (options, expected) in [
+            (&[][..], true),
+            (&["--bes_timeout=0"], true),
+            (&["--bes_timeout=60s"], false),
+            (&["--bes_timeout=60s", "--bes_timeout="], true),
+            (&["--bes_upload_mode=fully_async"], false),
+            (&["--bes_upload_mode=nowait_for_upload_complete"], false),
+            (
+                &[
+                    "--bes_upload_mode=fully_async",
+                    "--bes_upload_mode=wait_for_upload_complete",
+                ],
+                true,
+            ),
+        ] {
+            assert_eq!(
+                waits_for_all(&Options::of(options).line()),
+                expected,
+                "{options:?}"
+            );
+        }
+    }
+
+    #[test]
     fn what_tests_leave_in_a_directory_is_bazels_to_bring() {
         for (word, version, flag, taken) in [
             ("test", 7, "--x", true),
@@ -264,6 +325,28 @@ mod tests {
             let change = |setting: &mut Setting<'_>| (setting.word, setting.version) = (word, Some(version));
             let mode = decided(&[CACHE, flag], change);
             assert_eq!(mode == Mode::Minimal, taken, "{word} {version} {flag}: {mode:?}");
+        }
+    }
+
+    #[test]
+    fn what_bazel_reads_of_tests_is_bazels_to_bring() {
+        const ALL: &str = "--experimental_fetch_all_coverage_outputs";
+        for (word, options, taken) in [
+            ("test", &["--test_summary=detailed"][..], false),
+            ("coverage", &["--test_summary=testcase"], false),
+            ("test", &["--test_summary=detailed", "--test_summary=short"], true),
+            ("build", &["--test_summary=detailed"], true),
+            ("test", &["--collect_code_coverage", ALL], false),
+            ("test", &["--collect_code_coverage"], true),
+            (
+                "test",
+                &["--collect_code_coverage", ALL, "--nocollect_code_coverage"],
+                true,
+            ),
+            ("coverage", &["--collect_code_coverage", ALL], true),
+        ] {
+            let mode = decided(&[&[CACHE], options].concat(), |setting| setting.word = word);
+            assert_eq!(mode == Mode::Minimal, taken, "{word} {options:?}: {mode:?}");
         }
     }
 

@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What Bazel says while it waits for another command of the same output base, which may take hours. So does the command
 /// itself then.
 const WAITING: &str = "Another command";
+/// What Bazel ends with that refuses its command line, an rc file or a config; it tells no options then.
+const REFUSED: i32 = 2;
+const UNTOLD: &str = "Bazel did not report them";
 const UNRECOGNIZED: &str = "Unrecognized option: ";
 /// Bytes that are read of what Bazel says, and of the file of its events.
 const MOST: u64 = 64 << 20;
@@ -98,7 +101,9 @@ pub(in crate::cli) struct CommandInfo {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(in crate::cli) struct Options {
     /// As Bazel writes them.
-    list: Vec<String>,
+    pub(super) list: Vec<String>,
+    /// The option with which a wrapper around Bazel has the last word on where events go.
+    pub(super) overruled: Option<String>,
     /// Where the output tree is.
     pub(in crate::cli) output_base: Option<PathBuf>,
     /// Whether Bazel's connections go through a proxy of Java's.
@@ -209,7 +214,7 @@ impl Probe<'_> {
         };
         flags.extend([QUIET, STOPPING, names].concat().into_iter().map(str::to_owned));
         let told = loop {
-            self.run(line, &flags, &said).await?;
+            let code = self.run(line, &flags, &said).await?;
             let told = read(&events, &flags);
             let _ = std::fs::remove_file(&events);
             if told.is_ok() {
@@ -218,11 +223,10 @@ impl Probe<'_> {
             let excerpt = excerpt(&said);
             let fewer = without_unrecognized(&flags, &excerpt);
             // Not for one of ours, by whatever value.
-            *is_refused = fewer.is_none()
-                && unrecognized(&excerpt).is_some_and(|option| {
-                    let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
-                    !flags.iter().any(|flag| name(flag) == name(option))
-                });
+            let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+            let names_ours = flags.iter().any(|flag| excerpt.contains(&name(flag)));
+            let is_untold = told.as_ref().is_err_and(|error| error.to_string() == UNTOLD);
+            *is_refused = fewer.is_none() && code == Some(REFUSED) && is_untold && !names_ours;
             match fewer {
                 Some(fewer) if STOPPING.iter().any(|stop| fewer.iter().any(|flag| flag == stop)) => {
                     flags = fewer
@@ -234,7 +238,8 @@ impl Probe<'_> {
         told
     }
 
-    async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> anyhow::Result<()> {
+    /// Gives Bazel's exit code.
+    async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> anyhow::Result<Option<i32>> {
         let failed = |e: std::io::Error| anyhow!("failed to run Bazel: {e}");
         let file = File::create(said).map_err(failed)?;
         let mut command = self.command();
@@ -247,7 +252,7 @@ impl Probe<'_> {
         let (mut begun, mut heard) = (Instant::now(), 0);
         loop {
             if let Ok(ended) = tokio::time::timeout(LOOK, child.wait()).await {
-                return ended.map(|_| ()).map_err(failed);
+                return ended.map(|status| status.code()).map_err(failed);
             }
             let now = excerpt(said);
             // A server that starts says so again and again.
@@ -316,7 +321,7 @@ fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
 
 /// Reads what Bazel tells: our own flags must be among it.
 fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
-    let file = File::open(events).map_err(|_| anyhow!("Bazel did not report them"))?;
+    let file = File::open(events).map_err(|_| anyhow!(UNTOLD))?;
     let mut options = Options::default();
     let mut is_told = false;
     for line in BufReader::new(file.take(MOST)).split(b'\n') {
@@ -352,7 +357,7 @@ fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
         }
     }
     if !is_told {
-        bail!("Bazel did not report them");
+        bail!(UNTOLD);
     }
     // Behind them stands what Bazel adds for others, such as what --test_output=streamed implies.
     let ours = options
@@ -363,8 +368,7 @@ fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
     let behind = options.list.split_off(ours + flags.len());
     let is_way = |option: &&String| WAY.iter().any(|way| option.starts_with(way));
     if let Some(option) = behind.iter().find(is_way) {
-        let name = option.split('=').next().unwrap_or_default();
-        bail!("a wrapper around Bazel adds {name} after all other options");
+        options.overruled = option.split('=').next().map(str::to_owned);
     }
     options.list.truncate(ours);
     options.list.extend(behind);
@@ -499,11 +503,44 @@ exit 2
         ] {
             let variables = format!("IMPLIED=',\"{added}\"'");
             let told = asked(dir.path(), &variables, "bazel build //a").await;
-            match (told.options, name) {
-                (Err(reason), Some(name)) => assert!(reason.contains(&format!("adds {name} ")), "{reason}"),
-                (Ok(options), None) => assert_eq!(options.list.last().unwrap(), added),
-                (told, _) => panic!("{added}: {told:?}"),
-            }
+            let options = told.options.unwrap();
+            assert_eq!(options.overruled.as_deref(), name, "{added}");
+            assert_eq!(options.list.last().unwrap(), added);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_bazel_refuses_is_known_by_its_code_and_by_telling_nothing() {
+        for (body, expected) in [
+            (
+                "echo \"ERROR: Config value 'nope' is not defined\" >&2; exit 2",
+                true,
+            ),
+            ("echo 'ERROR: --jobs=x: not a number' >&2; exit 2", true),
+            ("exit 1", false),
+            // One of ours.
+            ("echo 'ERROR: --profile=/dev/null: no' >&2; exit 2", false),
+            (
+                "for arg; do case $arg in --build_event_json_file=*) f=${arg#*=};; esac; done\n\
+                 echo '{\"optionsParsed\":{\"invocationPolicy\":{\"a\":1}}}' > \"$f\"; exit 2",
+                false,
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let program = fake(
+                dir.path(),
+                &format!("[ \"$1\" = --version ] && echo bazel 7.7.1 && exit\n{body}"),
+            );
+            let command = ["bazel", "build", "//a"].map(OsString::from);
+            let probe = Probe {
+                program: &program,
+                path: &std::env::var_os("PATH").unwrap(),
+                directory: Some(dir.path()),
+                scratch: dir.path(),
+            };
+            let told = probe.ask(&Line::building(&command).unwrap()).await;
+            assert!(told.options.is_err(), "{body}");
+            assert_eq!(told.is_refused, expected, "{body}");
         }
     }
 

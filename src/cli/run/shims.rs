@@ -41,6 +41,8 @@ const NAMED: &str = "outhaul-bazel";
 /// Called so, it is a credential helper without credentials.
 const HELPER: &str = "outhaul-no-credentials";
 const SOCKET: &str = "socket";
+/// The directory of the scripts.
+const BIN: &str = "bin";
 /// The longest name of an interpreter that every kernel takes.
 const LONGEST: usize = 120;
 /// How long a client may take to say what it is, and a `run` to take note of another one's end.
@@ -146,7 +148,7 @@ impl Shims {
     }
 
     fn bin(&self) -> PathBuf {
-        self.dir.join("bin")
+        self.dir.join(BIN)
     }
 
     /// For what a Bazel writes when it is asked.
@@ -304,9 +306,14 @@ fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>, directory: Op
         let _ = writeln!(err, "outhaul: {}: command not found", Path::new(name).display());
         return ExitCode::from(127);
     };
+    let directory = directory.map(Path::to_owned).or_else(self::directory);
     let mut command = vec![bazel.clone().into_os_string()];
-    command.extend(args);
-    let args = match asked(&bazel, &path, &command, directory) {
+    // A script that hands its `PATH` on in an option means the one that it would have.
+    command.extend(args.into_iter().map(|arg| match &directory {
+        Some(directory) => without_shims(arg, directory),
+        None => arg,
+    }));
+    let args = match asked(&bazel, &path, &command, directory.as_deref()) {
         Ok((args, messages)) => {
             for message in messages {
                 let _ = writeln!(err, "outhaul: {message}");
@@ -342,7 +349,6 @@ fn asked(
     let Some(line) = Line::building(command).filter(|_| program::is_bazel(bazel)) else {
         return Ok((command.get(1..).unwrap_or_default().to_vec(), Vec::new()));
     };
-    let directory = directory.map(Path::to_owned).or_else(self::directory);
     let directory = directory.ok_or_else(|| anyhow!("failed to find the `outhaul run` around this Bazel"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -352,12 +358,43 @@ fn asked(
         program: bazel,
         path,
         directory: None,
-        scratch: &directory,
+        scratch: directory,
     };
     let told = runtime.block_on(probe.ask(&line));
+    let mut flags = told
+        .options
+        .as_ref()
+        .map_or_else(|_| Vec::new(), |o| corrected(&o.list, directory));
     let answer = ask(&directory.join(SOCKET), &ShimRequest::Bazel(Box::new(told)))
         .map_err(|e| anyhow!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
-    Ok((line.with(&answer.flags), answer.messages))
+    flags.extend(answer.flags);
+    Ok((line.with(&flags), answer.messages))
+}
+
+/// An argument without the directory of our scripts, where it stands before others in a list of directories.
+fn without_shims(arg: OsString, directory: &Path) -> OsString {
+    let bin = [directory.join(BIN).as_os_str().as_bytes(), b":"].concat();
+    let mut rest = arg.as_bytes();
+    let mut without = Vec::new();
+    while let Some(at) = rest.windows(bin.len()).position(|part| part == bin) {
+        without.extend_from_slice(&rest[..at]);
+        rest = &rest[at + bin.len()..];
+    }
+    if without.is_empty() && rest.len() == arg.len() {
+        return arg;
+    }
+    without.extend_from_slice(rest);
+    OsString::from_vec(without)
+}
+
+/// Options of rc files that have it, once more without it: such a file may have been written by the same script.
+fn corrected(options: &[String], directory: &Path) -> Vec<String> {
+    let corrected = options.iter().filter_map(|option| {
+        let without = without_shims(option.into(), directory);
+        let without = without.into_string().ok()?;
+        (without != *option).then_some(without)
+    });
+    corrected.collect()
 }
 
 /// The directory of the `outhaul run` above: the environment tells it, or else the `PATH` that led here.
@@ -403,6 +440,31 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+
+    #[test]
+    fn options_with_a_path_have_the_one_that_there_would_be() {
+        let directory = Path::new("/tmp/outhaul-run-1-2");
+        for (given, meant) in [
+            (
+                "--action_env=PATH=/tmp/outhaul-run-1-2/bin:/usr/bin",
+                "--action_env=PATH=/usr/bin",
+            ),
+            (
+                "--test_env=PATH=/a:/tmp/outhaul-run-1-2/bin:/b:/tmp/outhaul-run-1-2/bin:/c",
+                "--test_env=PATH=/a:/b:/c",
+            ),
+            ("/tmp/outhaul-run-1-2/bin:", ""),
+            (
+                "--define=x=/tmp/outhaul-run-1-2/binary:/b",
+                "--define=x=/tmp/outhaul-run-1-2/binary:/b",
+            ),
+            ("//a:b", "//a:b"),
+        ] {
+            assert_eq!(without_shims(given.into(), directory), OsString::from(meant));
+        }
+        let options = ["--jobs=4", "--action_env=PATH=/tmp/outhaul-run-1-2/bin:/x"].map(str::to_owned);
+        assert_eq!(corrected(&options, directory), ["--action_env=PATH=/x"]);
+    }
 
     #[test]
     fn a_script_says_what_bazel_is_meant() {

@@ -145,6 +145,19 @@ impl Actor {
             return Vec::new();
         };
         let (root, id, record) = (place.root.clone(), place.id, self.shared.record.clone());
+        // None of a test's own, as above.
+        let tests = self.ledger.targets.keys();
+        let tests = tests.filter(|target| self.build.is_tested(&target.label));
+        let tests: Vec<String> = tests
+            .filter_map(|target| runfiles::place_of(&target.label))
+            .map(|(package, name)| format!("{package}{name}"))
+            .collect();
+        let is_tests = |program: &str| {
+            let place = runfiles::place_in_bin(program).unwrap_or_default();
+            tests.iter().any(|test| place.starts_with(test.as_str()))
+        };
+        let mut others = others;
+        others.retain(|(program, _)| !is_tests(program));
         let begun_ms = self.row.started_ms.saturating_sub(CLOCKS_MS);
         let targets = self.ledger.targets.keys();
         let labels: HashSet<String> = targets.map(|target| target.label.clone()).collect();

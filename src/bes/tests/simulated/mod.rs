@@ -48,6 +48,7 @@ fn options(chance: &mut Chance) -> BesOptions {
             mode: chance.pick(&[HoldMode::None, HoldMode::Invocation, HoldMode::Invocation]),
             timeout: Duration::from_secs(chance.pick(&[5, 30, 600])),
             strict: false,
+            is_followed: false,
         },
         linger: Duration::from_secs(chance.between(1, 30)),
         // Small, so that events are queued by their places in the journal as well.

@@ -74,6 +74,7 @@ async fn a_hold_ends_at_its_timeout() {
         mode: HoldMode::Target,
         timeout: Duration::from_millis(20),
         strict: false,
+        is_followed: false,
     };
     let mut rig = Rig::under(options(address), hold, 0);
     rig.send(&stream(9));
@@ -91,6 +92,7 @@ async fn no_time_runs_while_the_build_has_not_said_what_an_event_calls_for() {
         mode: HoldMode::Target,
         timeout,
         strict: true,
+        is_followed: false,
     };
     let mut rig = Rig::under(options(address), hold, 0);
     let reported = |open, through| Progress {

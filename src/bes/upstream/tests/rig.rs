@@ -120,6 +120,7 @@ impl Rig {
             mode,
             timeout: PATIENCE * 10,
             strict,
+            is_followed: false,
         };
         Self::under(options, hold, acked)
     }
