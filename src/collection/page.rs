@@ -198,6 +198,21 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_may_be_written_in_any_way_that_servers_take() {
+        for url in [
+            "https://h/Größe/",
+            "https://h/{a}/",
+            "https://h/a/./",
+            "https://h/x/../a/",
+        ] {
+            let directory = Address::parse(url).unwrap();
+            let items = files("<a href=\"x.tar\">x</a><a href=\"../y.tar\">y</a>", &directory).unwrap();
+            let names: Vec<_> = items.into_iter().map(|item| item.name).collect();
+            assert_eq!(names, ["x.tar"], "{url}");
+        }
+    }
+
+    #[test]
     fn nothing_elsewhere_is_a_file_of_the_directory() {
         for link in [
             "https://other/a%20b/c/x.tar",

@@ -94,7 +94,12 @@ async fn a_real_cache_is_read_by_batches_and_streams() {
         return;
     };
     let cache = GrpcCache::new(options(&endpoint)).unwrap();
-    cache.probe().await.unwrap();
+    // Another test's server may have had the port for a moment.
+    let end = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = cache.probe().await {
+        assert!(Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let capabilities = cache.capabilities().await.unwrap();
     eprintln!("{capabilities:?}");
     let mut digests = Vec::new();
