@@ -305,7 +305,7 @@ async fn an_archive_in_the_cache_is_named_by_its_digest() {
     archives
         .fetch(&[&digest, &cache])
         .await
-        .says(1, &["NAME=DIGEST", "--no-extract"]);
+        .says(1, &["give it one by NAME=", "--no-extract"]);
     archives.fetch(&[&digest, &cache, "--no-extract"]).await.expect(0);
     let kept = std::fs::read(archives.path("out").join(sha256(&bytes))).unwrap();
     assert_eq!(kept, bytes);

@@ -226,7 +226,10 @@ impl Probe<'_> {
             let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
             let names_ours = flags.iter().any(|flag| excerpt.contains(&name(flag)));
             let is_untold = told.as_ref().is_err_and(|error| error.to_string() == UNTOLD);
-            *is_refused = fewer.is_none() && code == Some(REFUSED) && is_untold && !names_ours;
+            let says_why = ["ERROR", "Error", "FATAL"]
+                .iter()
+                .any(|word| excerpt.contains(word));
+            *is_refused = fewer.is_none() && code == Some(REFUSED) && is_untold && says_why && !names_ours;
             match fewer {
                 Some(fewer) if STOPPING.iter().any(|stop| fewer.iter().any(|flag| flag == stop)) => {
                     flags = fewer
@@ -518,6 +521,7 @@ exit 2
             ),
             ("echo 'ERROR: --jobs=x: not a number' >&2; exit 2", true),
             ("exit 1", false),
+            ("exit 2", false),
             // One of ours.
             ("echo 'ERROR: --profile=/dev/null: no' >&2; exit 2", false),
             (
