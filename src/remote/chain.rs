@@ -340,7 +340,7 @@ impl BlobStore for Chain {
                 }
                 let is_wrong = error.kind == RemoteErrorKind::Protocol;
                 if is_wrong && counted.at > at {
-                    // Nothing can go on after bytes that may be wrong: whoever reads begins anew.
+                    // Nothing can go on after bytes that may be wrong: the reader starts again.
                     self.memory.gave(digest, givers, number);
                     self.memory.blame(digest);
                     return Err(error);
