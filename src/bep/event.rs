@@ -1,10 +1,10 @@
 //! The build's events as the rest of Outhaul sees them: small, typed, free of wire formats.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::digest::Digest;
+use crate::{digest::Digest, units::parse_duration};
 
 /// One event of a build. Events that say nothing about outputs are [`Event::Other`].
 #[derive(Debug, Clone, PartialEq)]
@@ -151,6 +151,12 @@ impl CommandLine {
     /// The same, unless it is empty: an empty value takes back what came before.
     pub fn given(&self, name: &str) -> Option<&str> {
         self.last(name).filter(|value| !value.is_empty())
+    }
+
+    /// How long the build tool waits for its event service, where it says so; 0 is no limit.
+    pub(crate) fn bes_timeout(&self) -> Option<Duration> {
+        let timeout = parse_duration(self.given("bes_timeout")?).ok()?;
+        (!timeout.is_zero()).then_some(timeout)
     }
 
     /// The last word on a switch, in either spelling: `--x`, `--x=false`, `--nox`.

@@ -11,11 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{
-    bep::event::{CommandLine, Event},
-    builds::Settlement,
-    units::{now_ms, parse_duration},
-};
+use crate::{bep::event::Event, builds::Settlement, units::now_ms};
 
 /// How long a stream's client itself waits for the acknowledgement: what the build says with `--bes_timeout`. Bazel fails
 /// the command with exit code 38 when that is over, however good the build was. Cheap to clone; all clones are one.
@@ -36,8 +32,9 @@ impl Patience {
     /// Looks whether an event says it.
     pub(super) fn learn(&self, event: &Event) {
         match event {
-            Event::CommandLine(line) => {
-                if let Some(timeout) = bes_timeout(line) {
+            // The line as it was typed may be overruled by a later option.
+            Event::CommandLine(line) if line.label == "canonical" => {
+                if let Some(timeout) = line.bes_timeout() {
                     let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                     self.0.timeout.store(milliseconds, Relaxed);
                 }
@@ -111,15 +108,6 @@ impl fmt::Display for Limit {
 const LEAD: Duration = Duration::from_secs(5);
 /// The longest time, in milliseconds, by which the news of a command's end is taken to be late: clocks may be set meanwhile.
 const LATEST_MS: i64 = 10 * 60 * 1000;
-
-/// The effective `--bes_timeout`; `None` where no line says so, or says 0, which is no limit.
-fn bes_timeout(line: &CommandLine) -> Option<Duration> {
-    if line.label != "canonical" {
-        return None;
-    }
-    let timeout = parse_duration(line.last("bes_timeout")?).ok()?;
-    (!timeout.is_zero()).then_some(timeout)
-}
 
 /// What holds an acknowledgement back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -218,7 +206,7 @@ const MAX_MESSAGE_CHARS: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bep::event::Started;
+    use crate::bep::event::{CommandLine, Started};
 
     const LIMIT: Limit = Limit {
         flag: "--hold-timeout",

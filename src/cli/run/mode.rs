@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::{bep::event::CommandLine, transport::is_http, units::parse_duration};
+use crate::{bep::event::CommandLine, transport::is_http};
 
 /// The Bazels that tell in their events, and keep on their disks, what all of their own download mode needs. The action
 /// caches of newer ones have other formats ([`crate::action_cache`]).
@@ -127,10 +127,7 @@ pub(super) fn waits(options: &CommandLine) -> bool {
 
 /// The same, however long that takes.
 pub(in crate::cli) fn waits_for_all(options: &CommandLine) -> bool {
-    let has_limit = options
-        .given("bes_timeout")
-        .is_some_and(|value| parse_duration(value).is_ok_and(|limit| !limit.is_zero()));
-    waits(options) && !has_limit
+    waits(options) && options.bes_timeout().is_none()
 }
 
 /// Whether a cache is named that can be asked, and is reached as it is named.
