@@ -2,9 +2,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{DirBuilder, File},
+    fs::File,
     io::{self, Read as _},
-    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,6 +17,7 @@ use super::{
     exit::Failure,
     get::{self, OfBuild, Show, is_target},
     import, runfiles, runtime,
+    scratch::Scratch,
     stage::{WhichArgs, failure, print_failures, text},
     view,
 };
@@ -27,7 +28,6 @@ use crate::{
     materialize::place::OutputRoot,
     open_files,
     proto::outhaul::v1 as pb,
-    removal::remove_all,
 };
 
 /// How many outputs a message names.
@@ -74,33 +74,21 @@ struct Ready {
 }
 
 /// A state directory for the build in a file, which says what its programs need even if that build is recorded here, too.
-struct Apart(PathBuf);
+struct Apart(Scratch);
 
 impl Apart {
     fn new() -> Result<Self, Failure> {
-        let name = format!(
-            "outhaul-exec-{}-{:08x}",
-            std::process::id(),
-            rand::random::<u32>()
-        );
-        let directory = std::env::temp_dir().join(name);
-        let made = DirBuilder::new().mode(0o700).create(&directory);
-        made.map_err(|e| Failure::failed(format!("failed to create {}: {e}", directory.display())))?;
-        Ok(Self(directory))
+        let base = std::env::temp_dir();
+        let made = Scratch::new(&base, "outhaul-exec-");
+        made.map(Self)
+            .map_err(|e| Failure::failed(format!("failed to create a directory in {}: {e}", base.display())))
     }
 
     fn state(&self) -> StateArgs {
         StateArgs {
-            state_dir: Some(self.0.clone()),
+            state_dir: Some(self.0.path().to_owned()),
             control_socket: None,
         }
-    }
-}
-
-impl Drop for Apart {
-    fn drop(&mut self) {
-        // What cannot be removed stays until the directory of temporary files is cleared.
-        let _ = remove_all(&self.0);
     }
 }
 

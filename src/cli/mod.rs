@@ -32,6 +32,7 @@ mod reload;
 mod report;
 mod run;
 mod runfiles;
+mod scratch;
 mod serve;
 mod stage;
 mod stat;

@@ -8,7 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
-        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
+        fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
         net::UnixStream as StdUnixStream,
         process::CommandExt as _,
     },
@@ -19,14 +19,17 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
-use rustix::fs::{FlockOperation, StatVfsMountFlags, flock};
+use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
 };
 
-use super::super::print;
+use super::super::{
+    print,
+    scratch::{Scratch, is_scratch},
+};
 use super::{
     host::{Answer, Attempt, Host},
     line::Line,
@@ -52,11 +55,6 @@ const MOST: u64 = 64 << 20;
 
 /// The beginning of the directories' names.
 const PREFIX: &str = "outhaul-run-";
-/// A file that is locked for as long as its `run` lives.
-const LOCK: &str = "lock";
-/// How old a directory without a `run` is before it is swept: one that is being made has no lock yet.
-const ABANDONED: Duration = Duration::from_secs(60);
-
 /// What a shim or an inner `run` sends to the socket of a `run`.
 #[derive(Debug, Serialize, Deserialize)]
 enum ShimRequest {
@@ -68,15 +66,12 @@ enum ShimRequest {
 
 /// A directory that goes with this `run`.
 pub(in crate::cli) struct Shims {
-    dir: PathBuf,
-    lock: Option<File>,
+    dir: Scratch,
 }
 
 impl Shims {
-    /// Makes the directory, for this user alone: in the temporary directory or, where that is full or not to be
-    /// written, in another one.
+    /// Makes the directory: in the temporary directory or, where that is full or not to be written, in another one.
     pub(in crate::cli) fn new(other: Option<&Path>) -> anyhow::Result<Self> {
-        let name = format!("outhaul-run-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let mut failed = String::new();
         if let Some(other) = other {
             // If not, this is said below.
@@ -89,32 +84,20 @@ impl Shims {
             .into_iter()
             .flatten()
         {
-            let mut shims = Self {
-                dir: base.join(&name),
-                lock: None,
-            };
-            match shims.make() {
-                Ok(()) => {
-                    sweep(&base);
-                    return Ok(shims);
-                }
-                Err(error) => failed = format!("failed to create {}: {error}", shims.dir.display()),
+            let made = Scratch::new(&base, PREFIX).map(|dir| Self { dir });
+            match made.and_then(|shims| shims.fill().map(|()| shims)) {
+                Ok(shims) => return Ok(shims),
+                Err(error) => failed = format!("failed to create a directory in {}: {error}", base.display()),
             }
         }
         bail!(failed)
     }
 
-    fn make(&mut self) -> std::io::Result<()> {
-        std::fs::DirBuilder::new().mode(0o700).create(&self.dir)?;
-        let mut lock = File::create(self.dir.join(LOCK))?;
-        // Where there are no locks, nothing is swept either.
-        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
-        // A file system that is full takes links all the same, but nothing that a Bazel tells.
-        lock.write_all(&[0; 4096])?;
-        self.lock = Some(lock);
+    /// Puts in what its `run` needs.
+    fn fill(&self) -> std::io::Result<()> {
         let ours = std::env::current_exe()?;
-        symlink(&ours, self.dir.join(HELPER))?;
-        symlink(&ours, self.dir.join(NAMED))?;
+        symlink(&ours, self.helper())?;
+        symlink(&ours, self.scratch().join(NAMED))?;
         std::fs::create_dir(self.bin())?;
         let path = program::path();
         for name in NAMES {
@@ -130,9 +113,9 @@ impl Shims {
     /// call what they find there.
     fn stand_in(&self, name: &str, bazel: &Path, ours: &Path) -> std::io::Result<()> {
         let place = self.bin().join(name);
-        let interpreter = self.dir.join(NAMED);
+        let interpreter = self.scratch().join(NAMED);
         let interpreter = interpreter.as_os_str().as_bytes();
-        let flags = rustix::fs::statvfs(&self.dir).map(|stat| stat.f_flag);
+        let flags = rustix::fs::statvfs(self.scratch()).map(|stat| stat.f_flag);
         let is_noexec = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC));
         if is_noexec || interpreter.len() > LONGEST || interpreter.iter().any(u8::is_ascii_whitespace) {
             return symlink(ours, place);
@@ -148,22 +131,22 @@ impl Shims {
     }
 
     fn bin(&self) -> PathBuf {
-        self.dir.join(BIN)
+        self.scratch().join(BIN)
     }
 
     /// For what a Bazel writes when it is asked.
     pub(in crate::cli) fn scratch(&self) -> &Path {
-        &self.dir
+        self.dir.path()
     }
 
     /// The credential helper without credentials.
     pub(super) fn helper(&self) -> PathBuf {
-        self.dir.join(HELPER)
+        self.scratch().join(HELPER)
     }
 
     /// Answers Bazels below this directory from now on.
     pub(super) fn serve(&self, host: Arc<Host>) -> std::io::Result<()> {
-        let listener = UnixListener::bind(self.dir.join(SOCKET))?;
+        let listener = UnixListener::bind(self.scratch().join(SOCKET))?;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let host = host.clone();
@@ -182,13 +165,7 @@ impl Shims {
         let mut path = self.bin().into_os_string();
         path.push(":");
         path.push(program::path());
-        vec![("PATH", Some(path)), (VARIABLE, Some(self.dir.clone().into()))]
-    }
-}
-
-impl Drop for Shims {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.dir);
+        vec![("PATH", Some(path)), (VARIABLE, Some(self.scratch().into()))]
     }
 }
 
@@ -210,29 +187,7 @@ fn meant_by(script: &Path) -> Option<OsString> {
 /// Whether a file lies where scripts of ours do.
 fn is_stand_in(file: &Path) -> bool {
     let directory = file.parent().and_then(Path::parent);
-    directory.is_some_and(|directory| {
-        let name = directory.file_name().unwrap_or_default();
-        name.as_bytes().starts_with(PREFIX.as_bytes()) && directory.join(LOCK).exists()
-    })
-}
-
-/// Removes directories of ours whose `run` was killed.
-fn sweep(base: &Path) {
-    let user = rustix::process::geteuid().as_raw();
-    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
-        let is_ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-            && entry.metadata().is_ok_and(|meta| {
-                let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
-                meta.is_dir() && meta.uid() == user && age.is_some_and(|age| age > ABANDONED)
-            });
-        if !is_ours {
-            continue;
-        }
-        let lock = File::open(entry.path().join(LOCK));
-        if lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    directory.is_some_and(|directory| is_scratch(directory, PREFIX))
 }
 
 async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
@@ -437,8 +392,6 @@ pub(super) async fn tell_outer(has_failed: bool) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
 
     #[test]
@@ -469,11 +422,13 @@ mod tests {
     #[test]
     fn a_script_says_what_bazel_is_meant() {
         let base = tempfile::tempdir().unwrap();
-        let mut shims = Shims {
-            dir: base.path().join("outhaul-run-1-a"),
-            lock: None,
+        let make = |base: &Path| {
+            let dir = Scratch::new(base, PREFIX).unwrap();
+            let shims = Shims { dir };
+            shims.fill().unwrap();
+            shims
         };
-        shims.make().unwrap();
+        let shims = make(base.path());
         let ours = std::env::current_exe().unwrap();
         for (name, path) in [("a", "/a b/it's"), ("b", "/new\nline/bazel")] {
             shims.stand_in(name, Path::new(path), &ours).unwrap();
@@ -481,47 +436,15 @@ mod tests {
             assert_eq!(meant_by(&script), Some(path.into()));
             assert!(is_ours(&script));
             let text = std::fs::read_to_string(&script).unwrap();
-            let interpreter = shims.dir.join(NAMED);
+            let interpreter = shims.scratch().join(NAMED);
             assert!(text.starts_with(&format!("#!{}\n", interpreter.display())));
         }
         // A kernel would take the rest of its name for an argument.
-        let mut odd = Shims {
-            dir: base.path().join("outhaul-run-2 b"),
-            lock: None,
-        };
-        odd.make().unwrap();
+        let spaced = base.path().join("a b");
+        std::fs::create_dir(&spaced).unwrap();
+        let odd = make(&spaced);
         odd.stand_in("a", Path::new("/bazel"), &ours).unwrap();
         assert!(odd.bin().join("a").is_symlink());
         assert_eq!(meant_by(Path::new("/bin/sh")), None);
-    }
-
-    #[test]
-    fn directories_of_killed_runs_are_swept_and_no_others() {
-        let base = tempfile::tempdir().unwrap();
-        let make = |name: &str| {
-            let mut shims = Shims {
-                dir: base.path().join(name),
-                lock: None,
-            };
-            shims.make().unwrap();
-            shims
-        };
-        let [killed, alive, young, other] =
-            ["outhaul-run-1-a", "outhaul-run-2-b", "outhaul-run-3-c", "another"].map(make);
-        let directories = [&killed, &alive, &young, &other].map(|shims| shims.dir.clone());
-        let lives = [killed, young, other].map(|mut shims| {
-            shims.lock = None;
-            std::mem::ManuallyDrop::new(shims)
-        });
-        for directory in [&directories[0], &directories[1], &directories[3]] {
-            let old = SystemTime::now() - 2 * ABANDONED;
-            File::open(directory).unwrap().set_modified(old).unwrap();
-        }
-        sweep(base.path());
-        assert_eq!(
-            directories.map(|directory| directory.exists()),
-            [false, true, true, true]
-        );
-        drop((lives, alive));
     }
 }
