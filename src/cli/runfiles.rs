@@ -10,7 +10,7 @@ use super::{
     client::Client,
     exit,
     exit::Failure,
-    get::{self, Show},
+    get::bring::{self, Show},
     print, view,
 };
 use crate::{
@@ -55,9 +55,9 @@ impl Runfiles {
         };
         let there: BTreeSet<String> = there.iter().map(view::absolute).collect();
         let absent: Vec<String> = self.paths.difference(&there).cloned().collect();
-        for result in get::materialized(client, &absent).await? {
+        for result in bring::materialized(client, &absent).await? {
             if result.output.is_some() || !self.is_whole(Path::new(&result.path)) {
-                code = get::worse(code, show.result(&result)?);
+                code = bring::worse(code, show.result(&result)?);
             }
         }
         Ok(code)
