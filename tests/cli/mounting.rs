@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -42,7 +42,17 @@ impl Mounted {
         for kind in [SignalKind::hangup(), SignalKind::quit()] {
             let _ = signal(kind).unwrap();
         }
-        let mut command = outhaul();
+        Self::start_by(test, outhaul(), at, world, args).await
+    }
+
+    /// The same by a command of its own.
+    async fn start_by(
+        test: &str,
+        mut command: Command,
+        at: PathBuf,
+        world: &World,
+        args: &[&str],
+    ) -> Option<Self> {
         command.arg("mount").arg(&at).arg(world.state()).args(args);
         let mut mounted = Self {
             at,
@@ -352,6 +362,58 @@ async fn other_users_read_only_where_they_are_let_in() {
     }
 }
 
+/// Not root, as most people are: `fusermount3` mounts for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_other_than_root_mounts_and_unmounts() {
+    const NAME: &str = "a_user_other_than_root_mounts_and_unmounts";
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        peers::skip(NAME, &["root"], "only root can be another user");
+        return;
+    }
+    if !peers::are_there(NAME, &["fusermount3"]) {
+        return;
+    }
+    let world = recorded().await;
+    let at = world.dir.path().join("mnt");
+    fs::create_dir(&at).unwrap();
+    // Where anybody finds it.
+    let program = world.path("outhaul");
+    fs::copy(env!("CARGO_BIN_EXE_outhaul"), &program).unwrap();
+    let owner = format!("{NOBODY}:{NOBODY}");
+    let given = clean(Command::new("chown"))
+        .args(["-R", &owner])
+        .arg(world.dir.path())
+        .status();
+    assert!(given.unwrap().success());
+    let flag = world.cache_flag();
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut command = clean(Command::new(&program));
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        let Some(mut mounted) = Mounted::start_by(NAME, command, at.clone(), &world, &[&flag]).await else {
+            return;
+        };
+        let path = mounted.latest().join(&world.file("style.css").0.path);
+        let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups cat \"$1\"";
+        let ran = shell(script, [&path, Path::new("")]).await;
+        assert_eq!((ran.stdout.len(), ran.code), (10_000, Some(0)), "{ran}");
+        // Not even root is let in.
+        assert_eq!(error_of(fs::read(&path)), Some(rustix::io::Errno::ACCESS));
+        mounted.running.signal(signal);
+        mounted.running.end().await;
+        // What a killed one leaves, the next one unmounts.
+        assert_eq!(is_mounted(&at), signal == Signal::KILL);
+    }
+    let mut command = clean(Command::new(&program));
+    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    let mut mounted = Mounted::start_by(NAME, command, at.clone(), &world, &[&flag])
+        .await
+        .unwrap();
+    mounted.running.signal(Signal::TERM);
+    mounted.running.end().await;
+    assert!(!is_mounted(&at));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_build_is_followed_and_what_it_was_asked_for_comes_before_it_is_read() {
     let world = World::new().await;
@@ -561,6 +623,31 @@ async fn what_the_store_can_do_without_makes_way_on_a_full_disk() {
     .await;
     for suffix in ["images/b.png", "index.html", "style.css"] {
         assert_eq!(fs::read(path(suffix)).unwrap().len(), 10_000);
+    }
+    // Several at once: there is room for each of them, but none to spare.
+    drop(mounted);
+    let Some(mounted) = Mounted::start(name, &world, &[&flag, &store, "--no-prefetch"]).await else {
+        return;
+    };
+    let path = |suffix: &str| mounted.latest().join(&world.file(suffix).0.path);
+    let readers: Vec<_> = [
+        "images/a.png",
+        "images/b.png",
+        "index.html",
+        "style.css",
+        "part0.h",
+    ]
+    .map(path)
+    .into_iter()
+    .map(|path| std::thread::spawn(move || fs::read(&path).map(|bytes| (path, bytes.len()))))
+    .collect();
+    for reader in readers {
+        let read = reader.join().unwrap();
+        assert!(
+            read.as_ref().is_ok_and(|(_, bytes)| *bytes > 0),
+            "{read:?}: {}",
+            mounted.status()
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use outhaul::digest::{Digest, DigestFunction};
-use outhaul_testkit::{clean, eventually, peers};
+use outhaul_testkit::{Running, clean, eventually, peers};
 use rustix::process::Signal;
 
 use crate::harness::{Bazel, Daemon, Entry, Outhaul, Scratch, Stage, Tree, Version, executed};
@@ -20,6 +20,7 @@ for_each_bazel!(real:
     what_the_action_cache_holds_is_known_and_can_be_downloaded,
     what_an_interrupted_build_left_is_not_believed,
     a_recorded_program_runs_without_bazel_and_then_without_the_cache,
+    a_compiler_and_a_debugger_work_on_a_build_that_is_not_on_disk,
 );
 
 for_each_bazel!(embedded: what_a_compact_log_names_is_known_and_can_be_downloaded);
@@ -257,26 +258,32 @@ fn what_the_action_cache_holds_is_known_and_can_be_downloaded(stage: &Stage) {
     assert_eq!(bazel.text(middle), "by hand\n");
 }
 
-/// Demands that a mount has all these files, as lines of path, digest and size, with their bytes.
-fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String>) {
+/// A mount of a daemon's builds, at a place of its own. None, which is printed, where FUSE cannot be used.
+fn mounted(test: &str, daemon: &Daemon, bazel: &Bazel) -> Option<(Scratch, Running)> {
     let at = Scratch::new("mount");
     let place = at.join("builds");
-    let name = place.to_str().unwrap();
-    let mut mount = daemon
-        .outhaul()
-        .start(bazel.workspace(), "mount", &[name, "--no-prefetch"]);
+    let args = [place.to_str().unwrap(), "--no-prefetch"];
+    let mut mount = daemon.outhaul().start(bazel.workspace(), "mount", &args);
     eventually("it is mounted", || {
         !mount.is_running() || mount.stderr().contains("mounted on")
     });
     if !mount.is_running() {
-        peers::skip("runfiles::read_through_a_mount", &["fuse"], &mount.stderr());
-        return;
+        peers::skip(test, &["fuse"], &mount.stderr());
+        return None;
     }
+    Some((at, mount))
+}
+
+/// Demands that a mount has all these files, as lines of path, digest and size, with their bytes.
+fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String>) {
+    let Some((at, mount)) = mounted("runfiles::read_through_a_mount", daemon, bazel) else {
+        return;
+    };
     let id = daemon.outhaul().status()["invocation_id"]
         .as_str()
         .unwrap()
         .to_owned();
-    let build = place.join("by-invocation").join(id);
+    let build = at.join("builds/by-invocation").join(id);
     for line in dumped {
         let mut words = line.rsplitn(3, ' ');
         let (_, digest, path) = (words.next(), words.next().unwrap(), words.next().unwrap());
@@ -285,6 +292,92 @@ fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String
             Digest::of(DigestFunction::Sha256, &bytes).hash_hex(),
             digest,
             "{path}"
+        );
+    }
+    mount.signal(Signal::TERM);
+    mount.wait().ok();
+}
+
+/// A header, and a program with debug information.
+fn a_compiler_and_a_debugger_work_on_a_build_that_is_not_on_disk(stage: &Stage) {
+    const NAME: &str = "runfiles::a_compiler_and_a_debugger_work";
+    let has = |program: &str| clean(Command::new(program)).arg("--version").output().is_ok();
+    if stage.version == Version::Four {
+        return;
+    }
+    if !has("cc") || !has("gdb") {
+        peers::skip(NAME, &[], "there is no cc or no gdb");
+        return;
+    }
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    let package = bazel.workspace().join("native");
+    std::fs::create_dir(&package).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(package.join(name), text).unwrap();
+    let build = "genrule(name = \"header\", outs = [\"answer.h\"], cmd = \"echo '#define ANSWER 42' > $@\")\n\
+                 genrule(name = \"app\", srcs = [\"built\"], outs = [\"bin/app\"], cmd = \"cp $< $@\", executable = True)\n";
+    write("BUILD", build);
+    write(
+        "first.c",
+        "int answer(void) {\n  return 42;\n}\nint main(void) { return answer() - 42; }\n",
+    );
+    write(
+        "second.c",
+        "#include \"native/answer.h\"\n_Static_assert(ANSWER == 42, \"\");\n",
+    );
+    let mut compile = clean(Command::new("cc"));
+    compile
+        .current_dir(&package)
+        .args(["-g", "-o", "built", "first.c"]);
+    assert!(compile.status().unwrap().success());
+    let asked = ["--remote_download_minimal", "//native:all"];
+    bazel.build(&asked).ok();
+    bazel.clean();
+    bazel.build(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
+    daemon.settled();
+    for path in ["bazel-bin/native/answer.h", "bazel-bin/native/bin/app"] {
+        bazel.delete(path);
+    }
+    let Some((at, mount)) = mounted(NAME, &daemon, &bazel) else {
+        return;
+    };
+    let id = daemon.outhaul().status()["invocation_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let below = bazel.path("bazel-bin/native").canonicalize().unwrap();
+    let below = below
+        .strip_prefix(bazel.exec_root().canonicalize().unwrap())
+        .unwrap()
+        .to_owned();
+    let native = at.join("builds/by-invocation").join(id).join(below);
+
+    let mut compile = clean(Command::new("cc"));
+    compile
+        .arg("-fsyntax-only")
+        .arg("-I")
+        .arg(native.parent().unwrap());
+    let compiled = compile.arg(package.join("second.c")).output().unwrap();
+    assert!(compiled.status.success(), "{compiled:?}");
+    let mut debug = clean(Command::new("gdb"));
+    debug.args([
+        "-nx",
+        "-batch",
+        "-ex",
+        "break answer",
+        "-ex",
+        "run",
+        "-ex",
+        "backtrace",
+    ]);
+    let debugged = debug.arg(native.join("bin/app")).output().unwrap();
+    let said = String::from_utf8_lossy(&debugged.stdout);
+    for part in ["#0  answer () at first.c:2", "in main () at first.c:4"] {
+        assert!(
+            said.contains(part),
+            "{said}\n{}",
+            String::from_utf8_lossy(&debugged.stderr)
         );
     }
     mount.signal(Signal::TERM);
