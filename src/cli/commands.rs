@@ -4,6 +4,8 @@ use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+#[cfg(feature = "mcp")]
+use super::mcp;
 #[cfg(feature = "mount")]
 use super::mount;
 use super::{
@@ -83,6 +85,9 @@ enum Command {
     Gc(gc::GcArgs),
     /// Look for what would go wrong when a workspace is built with Outhaul
     Doctor(Box<doctor::DoctorArgs>),
+    /// Answer coding agents by the Model Context Protocol (MCP), on standard input and output
+    #[cfg(feature = "mcp")]
+    Mcp(Box<mcp::McpArgs>),
     /// Print the completions for a shell
     Completions(manual::CompletionsArgs),
     /// Write the manual pages to a directory
@@ -143,6 +148,8 @@ pub fn main() -> ExitCode {
         Command::Evict(args) => evict::main(&args),
         Command::Gc(args) => gc::main(&args),
         Command::Doctor(args) => doctor::main(*args),
+        #[cfg(feature = "mcp")]
+        Command::Mcp(args) => mcp::main(*args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::pages(&args, Cli::command()),
         Command::Demo(args) => demo::main(args),

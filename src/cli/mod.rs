@@ -21,6 +21,8 @@ mod is_staged;
 mod log;
 mod ls;
 mod manual;
+#[cfg(feature = "mcp")]
+mod mcp;
 #[cfg(feature = "mount")]
 mod mount;
 mod orphans;

@@ -5,6 +5,8 @@
 mod access;
 mod activation;
 mod admin;
+#[cfg(feature = "mcp")]
+mod agents;
 mod archives;
 mod bad_endpoints;
 mod bad_events;
@@ -25,8 +27,8 @@ mod full_disk;
 mod http;
 mod keeping;
 mod leasing;
-#[cfg(feature = "mount")]
 mod monitoring;
+#[cfg(feature = "mount")]
 mod mounting;
 mod notifying;
 mod printed;

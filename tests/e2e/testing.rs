@@ -1,5 +1,12 @@
 //! `bazel test`: what tests leave behind, and the tests' own programs.
 
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::Stdio,
+};
+
+use serde_json::{Value, json};
+
 use crate::harness::{Bazel, Daemon, Stage, Version, executed};
 
 for_each_bazel!(real:
@@ -28,6 +35,36 @@ fn wanted(stage: &Stage, daemon: &Daemon, bazel: &Bazel) -> Vec<String> {
         }
     }
     paths
+}
+
+/// The logs of a test, as `outhaul mcp` shows them.
+fn told_to_an_agent(daemon: &Daemon, bazel: &Bazel, test: &str) -> Vec<Value> {
+    let mut command = daemon.outhaul().command("mcp", bazel.workspace());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut agent = command.spawn().unwrap();
+    let mut input = agent.stdin.take().unwrap();
+    let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"}});
+    let call = json!({"name": "test_log", "arguments": {"target": test}});
+    for message in [
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}),
+        json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call}),
+    ] {
+        writeln!(input, "{message}").unwrap();
+    }
+    let lines = BufReader::new(agent.stdout.take().unwrap()).lines();
+    let answers = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut answer = answers
+        .into_iter()
+        .find(|answer| answer["id"] == 2)
+        .expect("an answer");
+    drop(input);
+    assert!(agent.wait().unwrap().success());
+    let Value::Array(logs) = answer["result"]["structuredContent"]["logs"].take() else {
+        panic!("{answer:#}");
+    };
+    logs
 }
 
 /// What of `expected` is not among `paths`.
@@ -178,6 +215,14 @@ pub(crate) fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
             .run(bazel.workspace(), "get", &["--failed", "//tests:pass"])
             .expect(3);
         assert!(run.err.contains("none of these tests has failed"), "{run}");
+
+        // For an agent, which leaves the output tree alone.
+        bazel.delete(log);
+        let logs = told_to_an_agent(&daemon, &bazel, "//tests:flaky_pass");
+        let ends: Vec<&str> = logs.iter().filter_map(|log| log["tail"].as_str()).collect();
+        assert_eq!(ends.len(), 2, "{logs:#?}");
+        assert!(ends.contains(&before.as_str()), "{logs:#?}");
+        assert!(!bazel.has(log));
     }
 
     // Runs and shards, which the cache gives only to those who insist.

@@ -45,7 +45,7 @@ impl Outhaul {
     }
 
     /// A command that knows nothing of the user's own settings.
-    fn command(&self, subcommand: &str, cwd: &Path) -> Command {
+    pub(crate) fn command(&self, subcommand: &str, cwd: &Path) -> Command {
         // Another binary than this build's may be tried: a release, say.
         let program = std::env::var_os("OUTHAUL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into());
         let command = match self.wrapper.split_first() {
