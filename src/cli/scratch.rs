@@ -19,8 +19,6 @@ use crate::removal::remove_all;
 const LOCK: &str = "scratch.lock";
 /// How old a directory without a command is before it is swept: one that is being made has no lock yet.
 const ABANDONED: Duration = Duration::from_secs(60);
-/// How many directories of one user have numbers.
-const NUMBERED: u32 = 100;
 
 /// A directory of this process, for this user alone. It is removed when this is dropped.
 pub(super) struct Scratch {
@@ -31,18 +29,11 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Makes one below `base`, whose name begins with `prefix`, and removes others of that prefix whose command was killed.
-    /// Its name is the same each time, unless there are several at once: it may become part of a `PATH`, which is part of the
-    /// key of many an action.
     pub(super) fn new(base: &Path, prefix: &str) -> io::Result<Self> {
+        let name = format!("{prefix}{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let made = Self::make(base.join(name))?;
         sweep(base, prefix);
-        let user = rustix::process::geteuid().as_raw();
-        for number in 0..NUMBERED {
-            match Self::make(base.join(format!("{prefix}{user}-{number}"))) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => return made,
-            }
-        }
-        Self::make(base.join(format!("{prefix}{user}-{:08x}", rand::random::<u32>())))
+        Ok(made)
     }
 
     fn make(path: PathBuf) -> io::Result<Self> {
@@ -68,12 +59,6 @@ impl Drop for Scratch {
         // What cannot be removed stays until the directory of temporary files is cleared.
         let _ = remove_all(&self.path);
     }
-}
-
-/// Whether a directory was made here, by its name and its lock.
-pub(super) fn is_scratch(directory: &Path, prefix: &str) -> bool {
-    let name = directory.file_name().unwrap_or_default();
-    name.as_bytes().starts_with(prefix.as_bytes()) && directory.join(LOCK).exists()
 }
 
 /// Removes directories whose command was killed.
@@ -122,19 +107,5 @@ mod tests {
             [false, true, true, true]
         );
         drop((lives, alive));
-    }
-
-    #[test]
-    fn one_command_after_the_other_gets_the_same_directory() {
-        let base = tempfile::tempdir().unwrap();
-        let [first, second] = [(); 2].map(|()| Scratch::new(base.path(), "outhaul-run-").unwrap());
-        let (name, other) = (first.path().to_owned(), second.path().to_owned());
-        assert_ne!(name, other);
-        drop(first);
-        assert_eq!(Scratch::new(base.path(), "outhaul-run-").unwrap().path(), name);
-        // A planted name is not used.
-        std::os::unix::fs::symlink("/", &name).unwrap();
-        assert_ne!(Scratch::new(base.path(), "outhaul-run-").unwrap().path(), name);
-        assert!(name.is_symlink());
     }
 }

@@ -502,6 +502,34 @@ async fn a_bazel_that_is_called_by_its_path_is_heard_through_tools_bazel() {
     assert_eq!(place.lines("environment"), [format!("{}|", place.path())]);
 }
 
+/// As CMake and configure scripts write down where they have found it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bazel_whose_place_was_noted_is_there_after_the_run() {
+    let place = Place::new();
+    let noted = place.bin().join("noted");
+    let note = format!("command -v bazel > {}", noted.display());
+    place.run(&["sh", "-c", &note]).await.expect(0);
+    let bazel = std::fs::read_to_string(&noted).unwrap();
+    let bazel = bazel.trim();
+    assert!(!bazel.starts_with(&place.bin().display().to_string()), "{bazel}");
+    // Without a run, and in another one.
+    let mut command = clean(Command::new(bazel));
+    command.args(["build", "//a b"]).env("PATH", place.path());
+    let ran = finish(command).await.expect(0);
+    assert_eq!(ran.err, "");
+    place.run(&[bazel, "build", "//b"]).await.expect(0);
+    let within = format!("{bazel} build //c");
+    place.run(&["sh", "-c", &within]).await.expect(0);
+    assert_eq!(
+        place.calls(),
+        [
+            "<build><//a b>".to_owned(),
+            format!("<build><//b>{OURS}"),
+            format!("<build><//c>{OURS}")
+        ]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_runs_in_poor_environments() {
     let place = Place::new().with("CODE", "5");

@@ -26,10 +26,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use super::super::{
-    print,
-    scratch::{Scratch, is_scratch},
-};
+use super::super::{print, scratch::Scratch};
 use super::{
     host::{Answer, Attempt, Host},
     line::Line,
@@ -46,6 +43,8 @@ const HELPER: &str = "outhaul-no-credentials";
 const SOCKET: &str = "socket";
 /// The directory of the scripts.
 const BIN: &str = "bin";
+/// A link beside it, to the directory of the newest `run` that uses them.
+const RUN: &str = "run";
 /// The longest name of an interpreter that every kernel takes.
 const LONGEST: usize = 120;
 /// How long a client may take to say what it is, and a `run` to take note of another one's end.
@@ -53,8 +52,11 @@ const ASKING: Duration = Duration::from_secs(10);
 /// Bytes that it may say.
 const MOST: u64 = 64 << 20;
 
-/// The beginning of the directories' names.
+/// The beginning of the names of directories that go with a `run`.
 const PREFIX: &str = "outhaul-run-";
+/// The beginning of the names of directories of scripts, which stay.
+const STANDING: &str = "outhaul-bazel-";
+
 /// What a shim or an inner `run` sends to the socket of a `run`.
 #[derive(Debug, Serialize, Deserialize)]
 enum ShimRequest {
@@ -64,28 +66,31 @@ enum ShimRequest {
     Ended { has_failed: bool },
 }
 
-/// A directory that goes with this `run`.
+/// A directory that goes with this `run`, and one of scripts.
 pub(in crate::cli) struct Shims {
     dir: Scratch,
+    /// Where the scripts are. What a program has noted of the place where it has found Bazel must be right after this `run`,
+    /// too, so that this is below the state directory, if it can be.
+    stands: PathBuf,
 }
 
 impl Shims {
-    /// Makes the directory: in the temporary directory or, where that is full or not to be written, in another one.
-    pub(in crate::cli) fn new(other: Option<&Path>) -> anyhow::Result<Self> {
+    /// Makes the directories: that of the `run` in the temporary directory or, where that is full or not to be written, in
+    /// the state directory.
+    pub(in crate::cli) fn new(state: Option<&Path>) -> anyhow::Result<Self> {
         let mut failed = String::new();
-        if let Some(other) = other {
+        if let Some(state) = state {
             // If not, this is said below.
             let _ = std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
-                .create(other);
+                .create(state);
         }
-        for base in [Some(temporary()), other.map(Path::to_owned)]
+        for base in [Some(temporary()), state.map(Path::to_owned)]
             .into_iter()
             .flatten()
         {
-            let made = Scratch::new(&base, PREFIX).map(|dir| Self { dir });
-            match made.and_then(|shims| shims.fill().map(|()| shims)) {
+            match Scratch::new(&base, PREFIX).and_then(|dir| Self::with(dir, state)) {
                 Ok(shims) => return Ok(shims),
                 Err(error) => failed = format!("failed to create a directory in {}: {error}", base.display()),
             }
@@ -93,45 +98,51 @@ impl Shims {
         bail!(failed)
     }
 
-    /// Puts in what its `run` needs.
-    fn fill(&self) -> std::io::Result<()> {
+    /// Puts in what a `run` needs.
+    fn with(dir: Scratch, state: Option<&Path>) -> std::io::Result<Self> {
         let ours = std::env::current_exe()?;
-        symlink(&ours, self.helper())?;
-        symlink(&ours, self.scratch().join(NAMED))?;
-        std::fs::create_dir(self.bin())?;
+        // Such as a `tools/bazel` calls.
+        for name in [HELPER, NAMED] {
+            symlink(&ours, dir.path().join(name))?;
+        }
+        let mut bazels = Vec::new();
         let path = program::path();
         for name in NAMES {
             // Scripts look which of them there are.
             if let Some(bazel) = program::find(OsStr::new(name), &path, is_ours) {
-                self.stand_in(name, &std::path::absolute(bazel)?, &ours)?;
+                bazels.push((*name, std::path::absolute(bazel)?));
             }
         }
-        Ok(())
-    }
-
-    /// Stands in for a Bazel, by its name. Not as a link to this program, where that can be: scripts follow links, and
-    /// call what they find there.
-    fn stand_in(&self, name: &str, bazel: &Path, ours: &Path) -> std::io::Result<()> {
-        let place = self.bin().join(name);
-        let interpreter = self.scratch().join(NAMED);
-        let interpreter = interpreter.as_os_str().as_bytes();
-        let flags = rustix::fs::statvfs(self.scratch()).map(|stat| stat.f_flag);
-        let is_noexec = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC));
-        if is_noexec || interpreter.len() > LONGEST || interpreter.iter().any(u8::is_ascii_whitespace) {
-            return symlink(ours, place);
-        }
-        // Not a shell's script: a shell leaves variables out whose names it could not have itself.
-        let script = [b"#!", interpreter, b"\n", bazel.as_os_str().as_bytes()].concat();
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o700)
-            .open(place)?;
-        file.write_all(&script)
+        // Others, that were found another time, have other scripts.
+        let named: Vec<&[u8]> = bazels
+            .iter()
+            .map(|(_, bazel)| bazel.as_os_str().as_bytes())
+            .collect();
+        let hash = blake3::hash(&named.join(&0)).to_hex();
+        let name = format!("{STANDING}{}", &hash.as_str()[..16]);
+        let kept = state.map(|state| state.join(&name)).filter(|place| {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(place)
+                .is_ok()
+                && takes_scripts(place)
+                && fill(place, &bazels, &ours, dir.path()).is_ok()
+        });
+        let stands = match kept {
+            Some(place) => place,
+            None => {
+                let place = dir.path().join(&name);
+                std::fs::create_dir(&place)?;
+                fill(&place, &bazels, &ours, dir.path())?;
+                place
+            }
+        };
+        Ok(Self { dir, stands })
     }
 
     fn bin(&self) -> PathBuf {
-        self.scratch().join(BIN)
+        self.stands.join(BIN)
     }
 
     /// For what a Bazel writes when it is asked.
@@ -186,8 +197,68 @@ fn meant_by(script: &Path) -> Option<OsString> {
 
 /// Whether a file lies where scripts of ours do.
 fn is_stand_in(file: &Path) -> bool {
-    let directory = file.parent().and_then(Path::parent);
-    directory.is_some_and(|directory| is_scratch(directory, PREFIX))
+    file.parent().and_then(Path::parent).is_some_and(has_scripts)
+}
+
+/// Whether scripts of ours are in a directory.
+fn has_scripts(directory: &Path) -> bool {
+    let name = directory.file_name().unwrap_or_default();
+    name.as_bytes().starts_with(STANDING.as_bytes()) && directory.join(NAMED).is_symlink()
+}
+
+/// Whether kernels run scripts whose interpreter is in a directory.
+fn takes_scripts(directory: &Path) -> bool {
+    let interpreter = directory.join(NAMED);
+    let interpreter = interpreter.as_os_str().as_bytes();
+    let flags = rustix::fs::statvfs(directory).map(|stat| stat.f_flag);
+    let is_noexec = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC));
+    !is_noexec && interpreter.len() <= LONGEST && !interpreter.iter().any(u8::is_ascii_whitespace)
+}
+
+/// Puts scripts into a directory, which another `run` may be doing at the same time.
+fn fill(place: &Path, bazels: &[(&str, PathBuf)], ours: &Path, run: &Path) -> std::io::Result<()> {
+    let renamed = |to: &Path, make: &dyn Fn(&Path) -> std::io::Result<()>| {
+        let made = place.join(format!("{}-{:08x}", std::process::id(), rand::random::<u32>()));
+        make(&made)
+            .and_then(|()| std::fs::rename(&made, to))
+            .inspect_err(|_| {
+                let _ = std::fs::remove_file(&made);
+            })
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .create(place.join(BIN))?;
+    let interpreter = place.join(NAMED);
+    renamed(&interpreter, &|made| symlink(ours, made))?;
+    renamed(&place.join(RUN), &|made| symlink(run, made))?;
+    for (name, bazel) in bazels {
+        let to = place.join(BIN).join(name);
+        // Not as links to this program, where that can be: scripts follow links, and call what they find there.
+        if !takes_scripts(place) {
+            renamed(&to, &|made| symlink(ours, made))?;
+            continue;
+        }
+        // Not a shell's script: a shell leaves variables out whose names it could not have itself.
+        let script = [
+            b"#!",
+            interpreter.as_os_str().as_bytes(),
+            b"\n",
+            bazel.as_os_str().as_bytes(),
+        ]
+        .concat();
+        if std::fs::read(&to).is_ok_and(|there| there == script) {
+            continue;
+        }
+        renamed(&to, &|made| {
+            let mut file = File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o700)
+                .open(made)?;
+            file.write_all(&script)
+        })?;
+    }
+    Ok(())
 }
 
 async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
@@ -228,16 +299,14 @@ pub(in crate::cli) fn called_as_another() -> Option<ExitCode> {
     let name = Path::new(&called).file_name()?.to_str()?;
     let args: Vec<OsString> = args.collect();
     if NAMES.contains(&name) {
-        return Some(become_bazel(&called, OsStr::new(name), args, None));
+        return Some(become_bazel(&called, OsStr::new(name), args, false));
     }
     match name {
         NAMED => {
             let (program, args) = args.split_first()?;
             let meant = meant_by(Path::new(program));
-            let directory = Path::new(program).parent().and_then(Path::parent);
-            let directory = directory.filter(|_| meant.is_some());
             let bazel = meant.as_ref().unwrap_or(program);
-            Some(become_bazel(bazel, bazel, args.to_vec(), directory))
+            Some(become_bazel(bazel, bazel, args.to_vec(), meant.is_some()))
         }
         HELPER => Some(tell_no_credentials()),
         _ => None,
@@ -253,22 +322,25 @@ fn tell_no_credentials() -> ExitCode {
     }
 }
 
-/// Does not come back if there is such a Bazel. The directory of the `run` above, where that is known.
-fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>, directory: Option<&Path>) -> ExitCode {
+/// Does not come back if there is such a Bazel. A script of ours may be called where no `run` is above, by what has noted its
+/// path.
+fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>, is_script: bool) -> ExitCode {
     let mut err = print::err();
     let path = path_without();
     let Some(bazel) = program::find(name, &path, is_ours) else {
         let _ = writeln!(err, "outhaul: {}: command not found", Path::new(name).display());
         return ExitCode::from(127);
     };
-    let directory = directory.map(Path::to_owned).or_else(self::directory);
+    let directory = directory();
+    let scripts = scripts();
     let mut command = vec![bazel.clone().into_os_string()];
     // A script that hands its `PATH` on in an option means the one that it would have.
-    command.extend(args.into_iter().map(|arg| match &directory {
-        Some(directory) => without_shims(arg, directory),
+    command.extend(args.into_iter().map(|arg| match &scripts {
+        Some(scripts) => without_shims(arg, scripts),
         None => arg,
     }));
     let args = match asked(&bazel, &path, &command, directory.as_deref()) {
+        _ if is_script && directory.is_none() => command.split_off(1),
         Ok((args, messages)) => {
             for message in messages {
                 let _ = writeln!(err, "outhaul: {message}");
@@ -316,10 +388,10 @@ fn asked(
         scratch: directory,
     };
     let told = runtime.block_on(probe.ask(&line));
-    let mut flags = told
-        .options
-        .as_ref()
-        .map_or_else(|_| Vec::new(), |o| corrected(&o.list, directory));
+    let mut flags = told.options.as_ref().map_or_else(
+        |_| Vec::new(),
+        |o| scripts().map_or_else(Vec::new, |scripts| corrected(&o.list, &scripts)),
+    );
     let answer = ask(&directory.join(SOCKET), &ShimRequest::Bazel(Box::new(told)))
         .map_err(|e| anyhow!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     flags.extend(answer.flags);
@@ -357,9 +429,14 @@ fn directory() -> Option<PathBuf> {
     if let Some(directory) = std::env::var_os(VARIABLE) {
         return Some(directory.into());
     }
+    std::fs::read_link(scripts()?.join(RUN)).ok()
+}
+
+/// The directory of the scripts that are in the `PATH`.
+fn scripts() -> Option<PathBuf> {
     std::env::split_paths(&program::path())
         .filter_map(|bin| bin.parent().map(Path::to_owned))
-        .find(|directory| is_ours(&directory.join(NAMED)))
+        .find(|directory| has_scripts(directory))
 }
 
 fn ask(socket: &Path, request: &ShimRequest) -> std::io::Result<Answer> {
@@ -422,29 +499,50 @@ mod tests {
     #[test]
     fn a_script_says_what_bazel_is_meant() {
         let base = tempfile::tempdir().unwrap();
-        let make = |base: &Path| {
-            let dir = Scratch::new(base, PREFIX).unwrap();
-            let shims = Shims { dir };
-            shims.fill().unwrap();
-            shims
-        };
-        let shims = make(base.path());
         let ours = std::env::current_exe().unwrap();
-        for (name, path) in [("a", "/a b/it's"), ("b", "/new\nline/bazel")] {
-            shims.stand_in(name, Path::new(path), &ours).unwrap();
-            let script = shims.bin().join(name);
-            assert_eq!(meant_by(&script), Some(path.into()));
-            assert!(is_ours(&script));
-            let text = std::fs::read_to_string(&script).unwrap();
-            let interpreter = shims.scratch().join(NAMED);
-            assert!(text.starts_with(&format!("#!{}\n", interpreter.display())));
+        let place = base.path().join("outhaul-bazel-a");
+        std::fs::create_dir(&place).unwrap();
+        let bazels = [("a", "/a b/it's".into()), ("b", "/new\nline/bazel".into())];
+        // The second time, everything is there.
+        for run in ["/run/1", "/run/2"] {
+            fill(&place, &bazels, &ours, Path::new(run)).unwrap();
+            for (name, bazel) in &bazels {
+                let script = place.join(BIN).join(name);
+                assert_eq!(meant_by(&script), Some(bazel.into()));
+                assert!(is_ours(&script));
+                let text = std::fs::read_to_string(&script).unwrap();
+                assert!(text.starts_with(&format!("#!{}\n", place.join(NAMED).display())));
+            }
+            assert_eq!(std::fs::read_link(place.join(RUN)).unwrap(), Path::new(run));
         }
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 3);
         // A kernel would take the rest of its name for an argument.
-        let spaced = base.path().join("a b");
-        std::fs::create_dir(&spaced).unwrap();
-        let odd = make(&spaced);
-        odd.stand_in("a", Path::new("/bazel"), &ours).unwrap();
-        assert!(odd.bin().join("a").is_symlink());
+        let odd = base.path().join("a b/outhaul-bazel-a");
+        std::fs::create_dir_all(&odd).unwrap();
+        fill(&odd, &bazels, &ours, Path::new("/run")).unwrap();
+        assert!(odd.join(BIN).join("a").is_symlink());
         assert_eq!(meant_by(Path::new("/bin/sh")), None);
+    }
+
+    #[test]
+    fn scripts_stay_where_they_are_from_run_to_run() {
+        let base = tempfile::tempdir().unwrap();
+        let state = base.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let make =
+            |state: &Path| Shims::with(Scratch::new(base.path(), PREFIX).unwrap(), Some(state)).unwrap();
+        let (first, second) = (make(&state), make(&state));
+        assert!(first.stands.starts_with(&state));
+        assert_eq!(first.stands, second.stands);
+        let newest = second.scratch().to_owned();
+        assert_eq!(std::fs::read_link(first.stands.join(RUN)).unwrap(), newest);
+        let stands = first.stands.clone();
+        drop((first, second));
+        assert!(has_scripts(&stands) && !newest.exists());
+        // Where there can be none, they go with the `run`.
+        let file = base.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let shims = make(&file);
+        assert!(shims.stands.starts_with(shims.scratch()));
     }
 }
