@@ -18,6 +18,7 @@ use self::namer::{Namer, Visited, event_of, output_path};
 use super::{
     limits::{Admission, Meter},
     policy::Policy,
+    runfiles::parts_of,
     selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
     trees::{Inline, Trees},
@@ -185,6 +186,13 @@ impl Build {
     pub(super) fn program(&self, target: &TargetId) -> Option<String> {
         let mnemonic = self.facts.configurations.get(&target.configuration)?;
         test_outputs::path_of_target(&target.label, mnemonic, "bin", self.has_siblings())
+    }
+
+    /// Where the outputs of a target's package are, but for those of packages below it.
+    pub(super) fn package_directory(&self, target: &TargetId) -> Option<String> {
+        let path = self.program(target)?;
+        let (_, _, name) = parts_of(&target.label)?;
+        Some(path.strip_suffix(name)?.trim_end_matches('/').to_owned())
     }
 
     /// Whether outputs of other repositories lie beside those of the main one.

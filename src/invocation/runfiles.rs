@@ -155,10 +155,7 @@ pub(super) fn is_off(line: Option<&CommandLine>, name: &str) -> bool {
 /// The directory of a target's package below that of binaries, empty or with a slash at its end, and the target's name in
 /// it. No target has outputs outside of its package.
 pub(super) fn place_of(label: &str) -> Option<(String, &str)> {
-    let (repository, rest) = label.trim_start_matches('@').split_once("//")?;
-    let (package, name) = rest
-        .split_once(':')
-        .unwrap_or_else(|| (rest, rest.rsplit('/').next().unwrap_or(rest)));
+    let (repository, package, name) = parts_of(label)?;
     let mut place = String::new();
     if !repository.is_empty() {
         place.push_str(&format!("external/{repository}/"));
@@ -167,6 +164,15 @@ pub(super) fn place_of(label: &str) -> Option<(String, &str)> {
         place.push_str(&format!("{package}/"));
     }
     Some((place, name))
+}
+
+/// The repository of a label, empty for the main one, its package and its name.
+pub(super) fn parts_of(label: &str) -> Option<(&str, &str, &str)> {
+    let (repository, rest) = label.trim_start_matches('@').split_once("//")?;
+    let (package, name) = rest
+        .split_once(':')
+        .unwrap_or_else(|| (rest, rest.rsplit('/').next().unwrap_or(rest)));
+    Some((repository, package, name))
 }
 
 /// Where an output lies below the directory of binaries, as [`place_of`] has it.

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::runfiles::parts_of;
 use crate::{
     bep::event::{Content, File, TestResult},
     digest::Digest,
@@ -51,7 +52,8 @@ pub(super) fn exec_path(
     mnemonic: Option<&str>,
     siblings: bool,
 ) -> Option<String> {
-    let (repository, below) = package_and_name(&result.label)?;
+    let (repository, package, name) = parts_of(&result.label)?;
+    let below = below(package, name);
     let mut path = if file.has_prefix() {
         let testlogs = file.path.get(..file.prefix_len)?;
         if siblings || repository.is_empty() {
@@ -119,7 +121,8 @@ pub(super) fn shard_mark(result: &TestResult, shape: TestShape) -> Option<File> 
 
 /// Where a target's own file or directory lies, in a directory of the output tree such as `bin`.
 pub(super) fn path_of_target(label: &str, mnemonic: &str, directory: &str, siblings: bool) -> Option<String> {
-    let (repository, below) = package_and_name(label)?;
+    let (repository, package, name) = parts_of(label)?;
+    let below = below(package, name);
     Some(match repository {
         "" => format!("bazel-out/{mnemonic}/{directory}/{below}"),
         _ if siblings => format!("bazel-out/{repository}/{mnemonic}/{directory}/{below}"),
@@ -127,19 +130,12 @@ pub(super) fn path_of_target(label: &str, mnemonic: &str, directory: &str, sibli
     })
 }
 
-/// The repository of a label, empty for the main one, and the directory of its target there.
-fn package_and_name(label: &str) -> Option<(&str, String)> {
-    let (repository, rest) = label.split_once("//")?;
-    let (package, name) = match rest.split_once(':') {
-        Some(parts) => parts,
-        None => (rest, rest.rsplit('/').next()?),
-    };
-    let repository = repository.trim_start_matches('@');
-    let below = match package {
+/// The directory of a target in its repository.
+fn below(package: &str, name: &str) -> String {
+    match package {
         "" => name.to_owned(),
         package => format!("{package}/{name}"),
-    };
-    Some((repository, below))
+    }
 }
 
 /// The symbolic names whose file is called otherwise (Bazel's `TestFileNameConstants` and `TestRunnerAction`, the same in

@@ -124,10 +124,11 @@ impl World {
         timeout(PATIENCE, settled).await.expect("in time")
     }
 
-    /// A target of no outputs, in a build that began then.
-    async fn hidden(&mut self, begun: SystemTime) {
+    /// A target of no outputs, in a command that began then.
+    async fn hidden(&mut self, command: &str, begun: SystemTime) {
         let begun = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let started = Started {
+            command: command.to_owned(),
             started_ms: i64::try_from(begun.as_millis()).unwrap(),
             ..Started::default()
         };
@@ -476,7 +477,8 @@ async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifes
         ("hidden", an_hour_ago, true),
         ("hidden.executable", now, true),
         ("hidden_/any.sh", now, true),
-        ("another_/any.sh", now, false),
+        ("some/deep/any.sh", now, true),
+        ("of_another_package/any.sh", now, false),
         ("of_an_older_build", an_hour_ago, false),
     ] {
         let mut w = World::new().await;
@@ -485,12 +487,15 @@ async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifes
         w.cached(program, "a program");
         w.cached("data", "data");
         w.write_action_cache(16);
+        let other = w.exec_root().join("of_another_package");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("BUILD"), "").unwrap();
         let manifest = w.at(&format!("{program}.runfiles_manifest"));
         fs::create_dir_all(manifest.parent().unwrap()).unwrap();
         fs::write(&manifest, std::mem::take(&mut w.manifest)).unwrap();
         let age = |time| fs::File::open(&manifest).unwrap().set_modified(time).unwrap();
         age(made);
-        w.hidden(now).await;
+        w.hidden("build", now).await;
         let settlement = w.build(&[], 0).await;
         assert_eq!(settlement.failed, 0, "{settlement:?}");
         let expected = brought.then_some("data");
@@ -503,10 +508,34 @@ async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifes
             fs::remove_file(w.at("data")).unwrap();
         }
         w.again("b").await;
-        w.hidden(now).await;
+        w.hidden("build", now).await;
         w.build(&[], 0).await;
         assert_eq!(w.text("data").as_deref(), expected, "{program}, once more");
     }
+}
+
+/// The program is not the test's own, whose runfiles stay remote.
+#[tokio::test]
+async fn a_program_beside_a_test_comes_with_its_runfiles() {
+    let now = SystemTime::now();
+    let mut w = World::new().await;
+    w.needs("hidden.executable");
+    w.needs("data");
+    w.cached("hidden.executable", "a program");
+    w.cached("data", "data");
+    w.write_action_cache(16);
+    let manifest = w.at("hidden.executable.runfiles_manifest");
+    fs::write(&manifest, std::mem::take(&mut w.manifest)).unwrap();
+    w.hidden("test", now).await;
+    w.f.send(Event::Configured {
+        label: "//:app".to_owned(),
+        kind: "sh_test rule".to_owned(),
+        completions: Vec::new(),
+    })
+    .await;
+    w.build(&[], 0).await;
+    assert_eq!(w.text("data").as_deref(), Some("data"));
+    assert_eq!(w.text("hidden.executable").as_deref(), Some("a program"));
 }
 
 /// A group of files hands a program on, and does not build its runfiles: the manifest is of an earlier build. Unless the

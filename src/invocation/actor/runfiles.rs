@@ -10,11 +10,12 @@ use std::{
     sync::Arc,
 };
 
+use indexmap::IndexMap;
 use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        build::Named,
+        build::{Build, Named},
         rows::ACTION_CACHE,
         runfiles::{self, Needed},
     },
@@ -30,7 +31,7 @@ use crate::{
     invocation::shared::Remembered,
     materialize::{Root, place::Seen},
     output::{Class, OutputContent},
-    record::{Record, RootId},
+    record::{Record, RootId, TargetRow},
     roots::Destination,
 };
 
@@ -97,33 +98,24 @@ impl Actor {
     }
 
     /// The programs that have manifests, with the targets that they are of, and whether that is sure.
-    async fn programs(&self) -> Vec<(String, Arc<TargetId>, bool)> {
+    async fn programs(&mut self) -> Vec<(String, Arc<TargetId>, bool)> {
         let Some(place) = self.site.open_root() else {
             return Vec::new();
         };
-        let mut directories: Vec<String> = self.ledger.directories.iter().map(str::to_owned).collect();
-        // Programs that are not among their targets' outputs, in the package's directory or in one of the target's name,
-        // as many rules have them.
-        let mut packages = HashSet::new();
-        for (target, row) in &self.ledger.targets {
-            if row.success
-                && target.aspect.is_empty()
-                && let Some(path) = self.build.program(target)
-            {
-                packages.extend(path.rsplit_once('/').map(|(package, _)| package.to_owned()));
-                directories.push(format!("{path}_"));
-            }
-        }
-        directories.extend(packages);
-        directories.sort_unstable();
-        directories.dedup();
+        let directories: Vec<String> = self.ledger.directories.iter().map(str::to_owned).collect();
+        // Programs need not be among their targets' outputs, and may lie anywhere in the packages' directories.
+        let targets = self.ledger.targets.iter();
+        let targets = targets.filter(|(target, row)| row.success && target.aspect.is_empty());
+        let packages = targets.filter_map(|(target, _)| self.build.package_directory(target));
+        let packages: HashSet<String> = packages.collect();
+        let packages: Vec<String> = packages.into_iter().collect();
         let root = place.root.clone();
-        let found = spawn_blocking(move || root.place.programs(&directories)).await;
+        let found = spawn_blocking(move || root.place.programs(&directories, &packages)).await;
         let found = found.unwrap_or_default();
         if found.is_empty() {
             return Vec::new();
         }
-        let owners = Owners::of(self);
+        let owners = Owners::of(&self.ledger.targets, &mut self.build);
         let (mut programs, mut others) = (Vec::new(), Vec::new());
         for program in found {
             match owners.of_program(self, &program) {
@@ -405,31 +397,31 @@ impl Actor {
 struct Owners<'a> {
     /// By the places of their names.
     by_name: HashMap<String, &'a Arc<TargetId>>,
-    /// By their packages.
-    by_package: HashMap<String, &'a Arc<TargetId>>,
+    /// By their packages, and how much their runfiles can be wanted: of several, one of those where that is most. Those of
+    /// tests are not, in a command that tests.
+    by_package: HashMap<String, (Class, &'a Arc<TargetId>)>,
 }
 
 impl<'a> Owners<'a> {
-    fn of(actor: &'a Actor) -> Self {
+    fn of(targets: &'a IndexMap<Arc<TargetId>, Arc<TargetRow>>, build: &mut Build) -> Self {
         let mut owners = Self {
             by_name: HashMap::new(),
             by_package: HashMap::new(),
         };
-        for (target, row) in &actor.ledger.targets {
+        for (target, row) in targets {
             if row.success
-                && owners.may_own(actor, target)
+                && may_own(build, target)
                 && let Some((package, name)) = runfiles::place_of(&target.label)
             {
                 owners.by_name.insert(format!("{package}{name}"), target);
-                owners.by_package.insert(package, target);
+                let most = build.most_of_runfiles(&target.label);
+                let before = owners.by_package.get(&package);
+                if before.is_none_or(|(before, _)| *before < most) {
+                    owners.by_package.insert(package, (most, target));
+                }
             }
         }
         owners
-    }
-
-    /// A filegroup passes on the outputs of others, whose runfiles are not built for it.
-    fn may_own(&self, actor: &Actor, target: &TargetId) -> bool {
-        target.aspect.is_empty() && !actor.build.is_filegroup(&target.label)
     }
 
     /// The target that a program is of, and whether that is sure; `None` for one that was requested only by filegroups
@@ -441,7 +433,7 @@ impl<'a> Owners<'a> {
             .get(program)
             .filter(|wanted| wanted.class > Class::Known);
         let place = runfiles::place_in_bin(program)?;
-        let owner = named.filter(|wanted| self.may_own(actor, &wanted.target));
+        let owner = named.filter(|wanted| may_own(&actor.build, &wanted.target));
         if let Some(wanted) = owner
             && let Some((package, _)) = runfiles::place_of(&wanted.target.label)
             && place.starts_with(&package)
@@ -465,8 +457,13 @@ impl<'a> Owners<'a> {
         let place = runfiles::place_in_bin(program)?;
         let ends = place.rmatch_indices('/').map(|(at, _)| at + 1).chain([0]);
         let mut packages = ends.filter_map(|end| self.by_package.get(&place[..end]));
-        packages.next().map(|target| (*target).clone())
+        packages.next().map(|(_, target)| (*target).clone())
     }
+}
+
+/// A filegroup passes on the outputs of others, whose runfiles are not built for it.
+fn may_own(build: &Build, target: &TargetId) -> bool {
+    target.aspect.is_empty() && !build.is_filegroup(&target.label)
 }
 
 impl Found {

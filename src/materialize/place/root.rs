@@ -73,8 +73,8 @@ pub struct OutputRoot {
     no_openat2: AtomicBool,
 }
 
-/// Directories without manifests, with what they looked like.
-pub(super) type WithoutManifests = HashMap<String, Stamp>;
+/// Directories without manifests, with what they looked like and the names of the directories in them.
+pub(super) type WithoutManifests = HashMap<String, (Stamp, Vec<String>)>;
 
 /// What is known of `bazel-out`.
 pub(super) enum BuildTree {

@@ -4,6 +4,7 @@
 //! for, and that is placed with all care. What is read lies below `bazel-out`, or else where the reader lets links lead.
 
 use std::{
+    collections::HashSet,
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, ErrorKind, Read as _},
@@ -32,6 +33,14 @@ use crate::{
 const MANIFEST: &str = ".runfiles_manifest";
 /// The same manifest in the tree of links.
 const IN_TREE: &str = ".runfiles/MANIFEST";
+/// Ends the name of a tree of links.
+const LINKS: &str = ".runfiles";
+/// Where other repositories' outputs are.
+const EXTERNAL: &str = "external";
+/// Files that make a directory of sources a package.
+const BUILD_FILES: [&str; 2] = ["BUILD.bazel", "BUILD"];
+/// Directories in those of packages in which programs are looked for.
+const WALKED: usize = 20_000;
 /// Bytes of a manifest. One of a hundred thousand files has about 30 MiB.
 const LARGEST: u64 = 256 << 20;
 /// How directories are opened that are listed.
@@ -75,49 +84,95 @@ pub enum Lying {
 }
 
 impl OutputRoot {
-    /// The programs that have a manifest of runfiles in some directories, by their paths below the root. A directory
-    /// that is as it was when it had none is not read again.
-    pub fn programs(&self, directories: &[String]) -> Vec<String> {
-        let mut without = self.without_manifests.lock();
+    /// The programs that have a manifest of runfiles in some directories, and anywhere in those of some packages but not in
+    /// those of packages below them; by their paths below the root. A directory that is as it was when it had none is not
+    /// read again.
+    pub fn programs(&self, directories: &[String], packages: &[String]) -> Vec<String> {
+        let mut looked_at = HashSet::new();
         let mut programs = Vec::new();
-        for directory in directories {
-            let taken = sys::now_ns();
-            let Ok(seen) = fs::statat(self, directory, AtFlags::empty()) else {
-                continue;
-            };
-            let stamp = sys::stamp(&seen, taken);
-            if without.get(directory).is_some_and(|old| old.vouches_for(&stamp)) {
+        let mut left = packages.to_vec();
+        let mut deeper = WALKED;
+        while let Some(directory) = left.pop() {
+            if looked_at.contains(&directory) {
                 continue;
             }
-            let before = programs.len();
-            self.list(directory, &mut programs);
-            if programs.len() > before {
-                without.remove(directory);
-            } else if without.len() < REMEMBERED || without.contains_key(directory) {
-                without.insert(directory.clone(), stamp);
-            }
+            let below = self.programs_in(&directory, &mut programs);
+            let below = below.iter().filter(|name| !self.is_package(&directory, name));
+            let before = left.len();
+            left.extend(below.take(deeper).map(|name| format!("{directory}/{name}")));
+            deeper -= left.len() - before;
+            looked_at.insert(directory);
+        }
+        if deeper == 0 {
+            tracing::warn!(
+                root = %self.path().display(),
+                "looked for programs in {WALKED} directories of the packages' outputs, and not in all"
+            );
+        }
+        for directory in directories
+            .iter()
+            .filter(|directory| !looked_at.contains(*directory))
+        {
+            self.programs_in(directory, &mut programs);
         }
         programs
     }
 
-    fn list(&self, directory: &str, programs: &mut Vec<String>) {
-        let Ok(fd) = sys::openat(self, directory, LISTED, Mode::empty()) else {
-            return;
+    /// Whether a directory in one of outputs is of another package, or of other repositories.
+    fn is_package(&self, directory: &str, name: &str) -> bool {
+        // After `bazel-out`, the configuration and `bin`; an exec root has the sources there.
+        let package = directory.splitn(4, '/').nth(3).unwrap_or_default();
+        let source = Path::new(package).join(name);
+        package.is_empty() && name == EXTERNAL
+            || BUILD_FILES
+                .iter()
+                .any(|file| fs::statat(self, source.join(file), AtFlags::empty()).is_ok())
+    }
+
+    /// Adds a directory's programs, and gives the names of the directories in it.
+    fn programs_in(&self, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
+        let taken = sys::now_ns();
+        let Ok(seen) = fs::statat(self, directory, AtFlags::empty()) else {
+            return Vec::new();
         };
-        let Ok(entries) = Dir::new(fd) else { return };
+        let stamp = sys::stamp(&seen, taken);
+        let mut without = self.without_manifests.lock();
+        if let Some((old, below)) = without.get(directory)
+            && old.vouches_for(&stamp)
+        {
+            return below.clone();
+        }
+        let before = programs.len();
+        let below = self.list(directory, programs);
+        if programs.len() > before {
+            without.remove(directory);
+        } else if without.len() < REMEMBERED || without.contains_key(directory) {
+            without.insert(directory.to_owned(), (stamp, below.clone()));
+        }
+        below
+    }
+
+    fn list(&self, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
+        let mut below = Vec::new();
+        let Ok(fd) = sys::openat(self, directory, LISTED, Mode::empty()) else {
+            return below;
+        };
+        let Ok(entries) = Dir::new(fd) else { return below };
         for entry in entries.flatten() {
-            let Some(name) = entry
-                .file_name()
-                .to_str()
-                .ok()
-                .and_then(|name| name.strip_suffix(MANIFEST))
-            else {
+            let Ok(name) = entry.file_name().to_str() else {
                 continue;
             };
-            if !name.is_empty() {
+            if entry.file_type() == FileType::Directory {
+                if !matches!(name, "." | "..") && !name.ends_with(LINKS) {
+                    below.push(name.to_owned());
+                }
+            } else if let Some(name) = name.strip_suffix(MANIFEST)
+                && !name.is_empty()
+            {
                 programs.push(format!("{directory}/{name}"));
             }
         }
+        below
     }
 
     /// When the manifest of runfiles beside a program was made, in milliseconds since the epoch; `None` without one.
@@ -327,11 +382,11 @@ mod tests {
         // So that the directories are older than a clock tick, and remembered.
         std::thread::sleep(std::time::Duration::from_millis(30));
         for _ in 0..2 {
-            assert_eq!(root.programs(&asked), Vec::<String>::new());
+            assert_eq!(root.programs(&asked, &[]), Vec::<String>::new());
         }
         std_fs::write(dir.path().join("b/app.runfiles_manifest"), "k v\n").unwrap();
         for _ in 0..2 {
-            assert_eq!(root.programs(&asked), ["b/app"]);
+            assert_eq!(root.programs(&asked, &[]), ["b/app"]);
         }
         assert_eq!(root.runfiles_manifest("b/app").unwrap().unwrap(), b"k v\n");
         std_fs::create_dir(dir.path().join("b/app.runfiles")).unwrap();
@@ -347,6 +402,52 @@ mod tests {
         for none in ["b/x.txt".to_owned(), "x".repeat(250)] {
             assert_eq!(root.runfiles_manifest(&none).unwrap(), None, "{none}");
         }
+    }
+
+    #[test]
+    fn programs_are_found_anywhere_in_a_package_and_not_in_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = OutputRoot::open(dir.path(), true).unwrap();
+        let bin = "bazel-out/k8/bin";
+        let make = |path: &str| {
+            let path = dir.path().join(path);
+            std_fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std_fs::write(path, "").unwrap();
+        };
+        for program in [
+            "top",
+            "gen/deep/er/x",
+            "p/some/deep/x",
+            "p/x.runfiles/y",
+            "p/q/other",
+            "p/q/r/other",
+            "external/lib/other",
+        ] {
+            make(&format!("{bin}/{program}.runfiles_manifest"));
+        }
+        for package in ["p/BUILD", "p/q/BUILD.bazel"] {
+            make(package);
+        }
+        std_fs::create_dir_all(dir.path().join(bin).join("p/empty/below")).unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join(bin).join("p/some/up")).unwrap();
+        // So that the directories are older than a clock tick, and remembered.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let found = |packages: &[&str]| {
+            let packages: Vec<_> = packages.iter().map(|package| format!("{bin}{package}")).collect();
+            let mut found = root.programs(&[format!("{bin}/p")], &packages);
+            found.sort_unstable();
+            found
+        };
+        for _ in 0..2 {
+            assert_eq!(found(&["/p"]), [format!("{bin}/p/some/deep/x")]);
+            assert_eq!(
+                found(&["", "/p", ""]),
+                ["gen/deep/er/x", "p/some/deep/x", "top"].map(|path| format!("{bin}/{path}"))
+            );
+        }
+        make(&format!("{bin}/p/empty/below/late.runfiles_manifest"));
+        assert_eq!(found(&["/p"]).len(), 2);
+        assert_eq!(found(&["/none"]), Vec::<String>::new());
     }
 
     #[test]
