@@ -124,6 +124,9 @@ pub trait Builds: Send + Sync + 'static {
     /// known for good: its events are never handed over again. Asked after [`Builds::settled`] has answered.
     fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()>;
 
+    /// A client waits for its last acknowledgement, by this limit for so long at the most.
+    fn holds(&self, _: &StreamKey, _at_most: Duration, _limit: &str) {}
+
     /// A client that was kept waiting for its last acknowledgement is waiting no longer: how long it was, and whether
     /// the deadline ended it.
     fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool);

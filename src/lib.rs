@@ -15,7 +15,7 @@
 //!  event file ───▶ bep ──┘            │    ▲  selection       │   ▲
 //!                         │           └─metadata──▶ record ◀──┘   └──bytes── remote ◀── the cache
 //!                         ▼ journal                   ▲
-//!                                                  control ◀── cli, admin port
+//!                                                  control ◀── cli, status page
 //! ```
 //!
 //! One direction: events come in at one end, files go out at the other, and nothing imports its caller.
@@ -44,6 +44,7 @@
 //! * `mount` shows recorded builds as a read-only directory, over FUSE.
 //! * [`access`] controls access to listeners: certificates, tokens, the user of the connecting process.
 //! * [`control`] answers the other commands and shows health and metrics.
+//! * `page` shows what `control` knows as web pages, live and without any other host.
 //! * [`notify`] sends notifications about settled targets and builds, by HTTP or to a command.
 //! * [`daemon`] connects the rooms and opens the listeners; [`config`] checks the user's settings; [`cli`] has one file per
 //!   subcommand.
@@ -99,6 +100,7 @@ mod mount;
 mod notify;
 mod open_files;
 pub mod output;
+mod page;
 mod printable;
 pub mod record;
 pub mod remote;

@@ -22,6 +22,15 @@ pub enum OutputContent {
 }
 
 impl OutputContent {
+    /// Bytes of the file; 0 for what is none.
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Blob(digest) => digest.size(),
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::Symlink(_) | Self::Directory => 0,
+        }
+    }
+
     /// Whether both come to the same on disk, wherever the bytes come from.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {

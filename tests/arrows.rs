@@ -25,6 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["bes", "collection", "invocation"],
     &["lease", "mount", "notify", "stage"],
     &["config", "control"],
+    &["page"],
     &["daemon"],
     &["cli"],
 ];

@@ -120,6 +120,17 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// Whether it is known of a caller whom [`Self::judge`] has let in that they may change something: by a token, by a
+    /// certificate, or because it is a process of our own user or of root.
+    pub(crate) fn is_known(&self, caller: Caller) -> bool {
+        let ours = rustix::process::geteuid().as_raw();
+        let certified = self.tls.as_ref().is_some_and(|tls| tls.wants_certificates);
+        let is_ours = matches!(caller, Caller::Process { uid, .. } if uid == ours || uid == 0);
+        self.token.is_some() || certified || is_ours
+    }
+}
+
 /// Puts [`Rules::judge`] before a gRPC service.
 #[derive(Clone)]
 pub(crate) struct Guard(pub ListenerRules);

@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 use super::{
     ListenerRules, Protocol, Rules,
     peer::{Owner, Peers},
-    room::{ConnectionSlot, Room, Visit},
+    room::{Call, ConnectionSlot, Room, Visit},
 };
 use crate::open_files::{self, Want as _};
 
@@ -32,7 +32,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const NO_ROOM: Duration = Duration::from_millis(100);
 /// How often it is looked for connections whose time is up.
 const TIDYING: Duration = Duration::from_secs(5);
-/// How long a connection of the admin port lasts: its calls are not known here, and each takes a moment.
+/// How long a connection of the admin port lasts without a call that was let in. Those that everybody may make take a moment.
 const ADMIN: Duration = Duration::from_secs(300);
 
 /// Who has connected.
@@ -58,6 +58,18 @@ pub(crate) struct Origin {
     /// The rules of the listener when the connection was made. They hold for all of its calls.
     pub(super) rules: Arc<Rules>,
     pub(super) visit: Visit,
+}
+
+impl Origin {
+    /// Who has connected.
+    pub(crate) const fn caller(&self) -> Caller {
+        self.caller
+    }
+
+    /// A call of this connection was let in. As long as it is under way, the connection keeps its place.
+    pub(crate) fn admitted(&self) -> Call {
+        self.visit.admitted()
+    }
 }
 
 /// What connections come from.
@@ -284,16 +296,14 @@ async fn agree(
     // Acknowledgements are small, and each is waited for.
     stream.set_nodelay(true)?;
     let rules = access.rules();
-    let caller = match protocol {
-        Protocol::Http2 => caller(&stream, peers).await?,
-        // Everybody is judged alike there.
-        Protocol::Http1 => Caller::Remote,
-    };
+    let caller = caller(&stream, peers).await?;
     // Before a word is said: who asks whether there is an event service for them shall not take this for a yes, and who
-    // could not be found out gets another try by connecting again.
-    rules
-        .receive(caller)
-        .map_err(|refused| io::Error::new(io::ErrorKind::PermissionDenied, refused.to_string()))?;
+    // could not be found out gets another try by connecting again. The admin port answers some requests of everybody.
+    if protocol == Protocol::Http2 {
+        rules
+            .receive(caller)
+            .map_err(|refused| io::Error::new(io::ErrorKind::PermissionDenied, refused.to_string()))?;
+    }
     let stream = match &rules.tls {
         None => AnyStream::Tcp(stream),
         Some(tls) => {

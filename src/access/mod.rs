@@ -23,7 +23,7 @@ mod token;
 
 pub(crate) use self::{dated::dated, preface::expect_preface, room::places};
 pub(crate) use self::{
-    guard::Guard,
+    guard::{Guard, Refused},
     incoming::{Caller, Connection, Incoming, Listening, Origin},
     listener_rules::{ListenerRules, Rules},
     tls::{Protocol, ServerTls, TlsFile},

@@ -253,7 +253,7 @@ impl Visit {
 }
 
 /// A call that is under way.
-pub(super) struct Call(Visit);
+pub(crate) struct Call(Visit);
 
 impl Drop for Call {
     fn drop(&mut self) {

@@ -392,6 +392,7 @@ impl Stream {
                     counted_from,
                 });
                 self.try_release();
+                self.say_held();
             } else if let Some(connection) = &self.connection {
                 let _ = connection.acks.send(Ok(ack));
             }
@@ -484,6 +485,15 @@ impl Stream {
             self.place = None;
         } else if self.place.is_none() {
             self.place = Some(self.context.streams.place());
+        }
+    }
+
+    /// Tells the engine of a hold that has just begun.
+    fn say_held(&self) {
+        if let Some(held) = &self.held {
+            let limit = self.intake.limit(&self.context.options.hold, held.counted_from);
+            let left = limit.after.saturating_sub(held.counted_from.elapsed());
+            self.context.builds.holds(&self.key, left, &limit.to_string());
         }
     }
 

@@ -369,7 +369,7 @@ fn announce(daemon: &Daemon, access: &ListenerAccess) {
         } else {
             "http"
         };
-        tracing::info!("health and metrics on {scheme}://{address}");
+        tracing::info!("status page, health and metrics on {scheme}://{address}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The admin port: is the daemon alive, is it ready, what has it counted.
+//! The admin port: is the daemon alive, is it ready, what has it counted; and whatever else is to be served beside that.
 
 use std::{
     net::IpAddr,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header, uri::Authority},
     middleware::{self, Next},
@@ -23,6 +23,7 @@ use hyper_util::{
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected as _;
 
 use crate::{
     access::{Caller, Connection, Incoming, ListenerRules, Listening, Protocol, places},
@@ -64,8 +65,15 @@ impl Admin {
         self.ready.store(ready, std::sync::atomic::Ordering::Release);
     }
 
-    /// Serves whom the listener lets in until the token is cancelled.
-    pub(crate) async fn serve(self, listener: Listening, access: ListenerRules, shutdown: CancellationToken) {
+    /// Serves whom the listener lets in until the token is cancelled. What is none of its own paths goes to `others`,
+    /// which finds the connection's [`crate::access::Origin`] among a request's extensions, and has to judge it.
+    pub(crate) async fn serve(
+        self,
+        listener: Listening,
+        access: ListenerRules,
+        others: Router,
+        shutdown: CancellationToken,
+    ) {
         let places = places(FILES_SHARE, CONNECTIONS);
         let mut incoming = Incoming::new(listener, access.clone(), Protocol::Http1, places);
         let router = Router::new()
@@ -75,7 +83,8 @@ impl Admin {
             .layer(middleware::from_fn(move |request, next| {
                 guard(access.clone(), request, next)
             }))
-            .with_state(self);
+            .with_state(self)
+            .fallback_service(others);
         let mut open = JoinSet::new();
         loop {
             tokio::select! {
@@ -93,6 +102,7 @@ impl Admin {
 
 /// Answers one connection's requests.
 async fn converse(connection: Connection, router: Router, shutdown: CancellationToken) {
+    let router = router.layer(Extension(connection.connect_info()));
     let mut serving = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -117,7 +127,7 @@ async fn converse(connection: Connection, router: Router, shutdown: Cancellation
 
 /// Whether a request is for this port by an address or as `localhost`. Who is led here by a name that is another's (DNS
 /// rebinding) has a web page's script read what is answered.
-fn is_for_us(request: &Request) -> bool {
+pub(crate) fn is_for_us(request: &Request) -> bool {
     let named = request.headers().get_all(header::HOST).into_iter();
     let mut hosts = named
         .map(|host| host.as_bytes().try_into().ok())
@@ -211,7 +221,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let serving = page.serve(Listening::Tcp(listener), ListenerRules::default(), stop.clone());
+        let access = ListenerRules::default();
+        let serving = page.serve(Listening::Tcp(listener), access, Router::new(), stop.clone());
         let serving = tokio::spawn(serving);
         let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
         for (said, answer) in [("", ""), ("GET /healthz HTTP/1.1\r\nA: ", ""), (whole, "ok\n")] {

@@ -9,6 +9,11 @@ pub(crate) mod wait;
 
 pub(crate) use self::service::{
     find::{Link, links_in, without_intermediates},
+    finding,
     why::namer,
 };
-pub(crate) use self::{admin::Admin, server::ControlServer, service::Service};
+pub(crate) use self::{
+    admin::{Admin, is_for_us},
+    server::ControlServer,
+    service::Service,
+};

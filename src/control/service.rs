@@ -4,21 +4,27 @@
 mod calls;
 mod disk;
 pub(crate) mod find;
+pub(crate) mod finding;
 mod materialize;
 mod outputs;
 mod report;
 pub(super) mod show;
+mod timeline;
 pub(crate) mod watch;
 pub(crate) mod why;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc::UnboundedReceiver};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::{
-    invocation::{Engine, tally::Tally},
+    invocation::{
+        Engine,
+        feed::{InvocationChange, Waiting},
+        tally::Tally,
+    },
     lease::LostOutputs,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
@@ -179,6 +185,16 @@ impl Service {
         let which = Which::of(id);
         let row = self.read(move |service, _| service.record.find_invocation(&which));
         row.await.flatten()
+    }
+
+    /// What a build that runs in this process waits for, with at most so many of the outputs that are on their way.
+    pub(crate) async fn waiting(&self, id: &str, most: usize) -> Option<Waiting> {
+        self.engine.as_ref()?.waiting(id, most).await
+    }
+
+    /// Every change of all builds in this process from now on, single outputs left out: see [`Engine::subscribe`].
+    pub(crate) fn changes(&self) -> Option<UnboundedReceiver<InvocationChange>> {
+        self.engine.as_ref().map(Engine::subscribe)
     }
 
     /// A row as it is now, if its task still runs.

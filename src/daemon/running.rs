@@ -25,6 +25,8 @@ use crate::{
     lease::{self, LeaseOptions, LostOutputs},
     metrics::Metrics,
     notify::Backlog,
+    page,
+    stage::Reach,
 };
 
 /// How long calls may go on once the listeners are closed.
@@ -36,7 +38,7 @@ const CONCLUDING: Duration = Duration::from_secs(1);
 /// How long the record and the output trees may take after that: a little longer than the record gives itself.
 const TIDYING: Duration = Duration::from_secs(11);
 
-/// A port for health and metrics.
+/// A port for health, metrics and the status page.
 pub struct AdminListener {
     /// Where it listens.
     pub listener: TcpListener,
@@ -152,11 +154,13 @@ impl Daemon {
             let requests = requests.clone();
             tasks.spawn(async move { control::serve_unix(service, listener, requests, stop).await });
         }
-        let page = Admin::new(services.metrics.clone(), services.record.clone());
+        let port = Admin::new(services.metrics.clone(), services.record.clone());
         if let Some(admin) = options.admin {
-            let (page, stop) = (page.clone(), shutdown.clone());
+            let (port, stop) = (port.clone(), shutdown.clone());
+            let service = services.service.for_listener(Reach::Anywhere);
+            let pages = page::router(service, admin.access.clone(), stop.clone());
             tasks.spawn(async move {
-                page.serve(Listening::Tcp(admin.listener), admin.access, stop)
+                port.serve(Listening::Tcp(admin.listener), admin.access, pages, stop)
                     .await;
                 Ok(())
             });
@@ -178,7 +182,7 @@ impl Daemon {
         let (timeout, stop) = (options.idle_timeout, shutdown.clone());
         let watching = async move { idle::watch(&work, timeout, &stop).await };
         tasks.spawn(background("watching for idle time", watching, shutdown.clone()));
-        page.set_ready(true);
+        port.set_ready(true);
         Ok(Self {
             bes,
             admin,

@@ -18,7 +18,12 @@ mod site;
 mod stream_progress;
 mod undigested;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 
@@ -31,10 +36,11 @@ use self::{
 };
 use super::{
     build::{Build, Named},
-    feed::{Change, OutputEnded, Report},
+    feed::{Change, Hold, OutputEnded, Report},
     message::Message,
     rows::{self, Naming},
     shared::Shared,
+    timeline::{Arrival, Timeline},
     watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
@@ -44,6 +50,7 @@ use crate::{
     materialize::{Completion, Outcome},
     output::{Class, STAMP_AGE},
     record::{InvocationRow, InvocationState, OutputCounts, TargetRow, with_fields_of},
+    units::now_ns,
 };
 
 /// Messages taken at once: their outputs are recorded and wanted together.
@@ -55,6 +62,9 @@ pub(super) struct Actor {
     shared: Arc<Shared>,
     row: InvocationRow,
     phase: Phase,
+    /// While the end of the stream is held back.
+    hold: Option<Hold>,
+    timeline: Timeline,
     build: Build,
     site: Site,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
@@ -72,6 +82,26 @@ pub(super) struct Actor {
 fn new_build(shared: &Shared) -> Build {
     let policy = shared.policy.read().clone();
     Build::new(policy).holding_sets(shared.holds_sets)
+}
+
+/// Puts an output that was downloaded into the timeline.
+fn chart(timeline: &mut Timeline, completion: &Completion, now_us: i64) {
+    let Outcome::Downloaded { bytes, .. } = completion.outcome else {
+        return;
+    };
+    let us = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    let wanted_us = now_us.saturating_sub(us(completion.took));
+    let after = |time: Duration| wanted_us.saturating_add(us(time));
+    timeline.add(&Arrival {
+        path: completion.path.as_str(),
+        bytes,
+        source: &completion.outcome.source(),
+        wanted_us,
+        fetched_us: completion
+            .fetched
+            .map(|(asked, came)| (after(asked), after(came))),
+        placed_us: now_us,
+    });
 }
 
 impl Actor {
@@ -102,6 +132,8 @@ impl Actor {
             shared,
             row,
             phase: Phase::Unheard,
+            hold: None,
+            timeline: Timeline::default(),
             site: Site::Closed(None),
             completions,
             ledger: Ledger::default(),
@@ -199,7 +231,17 @@ impl Actor {
                 let _ = waiter.send(());
             }
             Message::Done(waiter) => self.followers.done.push(waiter),
+            // It may come after the hold has ended.
+            Message::Holds(hold) if self.phase.report().is_none() => self.hold = Some(hold),
+            Message::Holds(_) => {}
+            Message::Waiting(most, answer) => {
+                let _ = answer.send(self.ledger.waiting(most, self.hold.clone()));
+            }
+            Message::Timeline(answer) => {
+                let _ = answer.send(self.timeline.clone());
+            }
             Message::Held(took, timed_out) => {
+                self.hold = None;
                 self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 if timed_out {
                     let message = format!(
@@ -312,6 +354,7 @@ impl Actor {
             self.unwritten.since = self.unwritten.last;
         }
         let is_rechecked = self.is_rechecked();
+        let now_us = now_ns() / 1000;
         let followed = !self.followers.listeners.is_empty();
         let exec_root = followed.then(|| {
             let place = self.site.open_root();
@@ -342,6 +385,7 @@ impl Actor {
                 }));
                 self.followers.listeners.notify(None, &change);
             }
+            chart(&mut self.timeline, &completion, now_us);
             if is_rechecked && completion.outcome.is_on_disk() {
                 self.recheck.placed.push(Placed {
                     path: completion.path.clone(),

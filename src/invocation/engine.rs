@@ -15,10 +15,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
     actor::Actor,
-    feed::{InvocationChange, Report},
+    feed::{Hold, InvocationChange, Report, Waiting},
     message::{Message, ask},
     policy::Policy,
     shared::Shared,
+    timeline::Timeline,
     watching::Watch,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     record::{InvocationRow, InvocationState, Record, TargetRow},
     roots::Roots,
     sources::Sources,
+    units::now_ms,
 };
 
 /// How long anyone who reads the record waits for what is not on record yet. A build in the middle of many events
@@ -118,6 +120,17 @@ impl Engine {
     /// The targets so far of an invocation that has a task and is not settled.
     pub async fn targets(&self, invocation_id: &str) -> Option<Vec<TargetRow>> {
         self.ask(invocation_id, Message::Targets).await
+    }
+
+    /// What an invocation that has a task waits for, with the first `most` of the outputs that are still on their way.
+    pub async fn waiting(&self, invocation_id: &str, most: usize) -> Option<Waiting> {
+        self.ask(invocation_id, |answer| Message::Waiting(most, answer))
+            .await
+    }
+
+    /// How the outputs of an invocation that has a task have come so far.
+    pub(crate) async fn timeline(&self, invocation_id: &str) -> Option<Timeline> {
+        self.ask(invocation_id, Message::Timeline).await
     }
 
     /// Follows an invocation that has a task: its targets so far, then every change.
@@ -316,6 +329,18 @@ impl Builds for Engine {
             found.unwrap_or(nothing)
         }
         .boxed()
+    }
+
+    fn holds(&self, stream: &StreamKey, at_most: Duration, limit: &str) {
+        if let Some(task) = self.task(stream, false) {
+            let at_most = i64::try_from(at_most.as_millis()).unwrap_or(i64::MAX);
+            let hold = Hold {
+                until_ms: now_ms().saturating_add(at_most),
+                limit: limit.to_owned(),
+            };
+            // Nothing waits for it, and there may be no room for it yet: the build's last events are on their way as well.
+            tokio::spawn(async move { task.send(Message::Holds(hold)).await });
+        }
     }
 
     fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool) {

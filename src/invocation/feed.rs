@@ -40,6 +40,41 @@ pub struct Report {
     pub tally: Tally,
 }
 
+/// Until when the end of a build's stream is held back, so that the build tool's command does not return yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// When it is let go in any case, in milliseconds since the epoch.
+    pub until_ms: i64,
+    /// What says so, such as `--hold-timeout=600s`.
+    pub limit: String,
+}
+
+/// A wanted output that is still on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingOutput {
+    /// Which, below the root.
+    pub path: ExecPath,
+    /// The target that named it first.
+    pub target: Arc<TargetId>,
+    /// Its bytes, as far as they are known.
+    pub bytes: u64,
+    /// How much it is wanted.
+    pub class: Class,
+}
+
+/// What a build waits for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Set while the build tool's command waits.
+    pub hold: Option<Hold>,
+    /// Required outputs that are still on their way.
+    pub required: u64,
+    /// Optional ones.
+    pub optional: u64,
+    /// Some of them, required ones first, and large ones before small ones.
+    pub outputs: Vec<PendingOutput>,
+}
+
 /// How a wanted output ended.
 #[derive(Debug)]
 pub struct OutputEnded {

@@ -4,7 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::watching::{Begun, Page};
+use super::{
+    feed::{Hold, Waiting},
+    timeline::Timeline,
+    watching::{Begun, Page},
+};
 use crate::{
     bep::event::StreamEvent,
     builds::{Progress, Settlement, StreamEnd},
@@ -26,11 +30,17 @@ pub(super) enum Message {
     Settled(oneshot::Sender<Settlement>),
     /// Answer when everything optional came to its end as well.
     Done(oneshot::Sender<()>),
+    /// The end of the stream is held back.
+    Holds(Hold),
     /// The end of the stream was held back for so long.
     Held(Duration, bool),
     /// Answer with the present state, and the number of required outputs that are still on their way. If there are none, as
     /// soon as what came of all of them is on record.
     Snapshot(oneshot::Sender<(InvocationRow, u64)>),
+    /// Answer with what is waited for, and at most so many of the outputs that are on their way.
+    Waiting(usize, oneshot::Sender<Waiting>),
+    /// Answer with how outputs have come so far.
+    Timeline(oneshot::Sender<Timeline>),
     /// Answer whether the build goes on.
     Busy(oneshot::Sender<bool>),
     /// Answer with the targets so far.
@@ -53,7 +63,10 @@ pub(super) enum Message {
 impl Message {
     /// Whether it only asks about the build.
     pub(super) const fn is_question(&self) -> bool {
-        matches!(self, Self::Snapshot(_) | Self::Busy(_))
+        matches!(
+            self,
+            Self::Snapshot(_) | Self::Busy(_) | Self::Waiting(..) | Self::Timeline(_)
+        )
     }
 }
 

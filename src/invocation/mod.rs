@@ -20,6 +20,7 @@ pub(crate) mod tally;
 mod test_outputs;
 #[cfg(test)]
 mod tests;
+pub(crate) mod timeline;
 mod trees;
 pub mod watching;
 

@@ -211,6 +211,7 @@ mod tests {
 
     fn completion(class: Class, outcome: Outcome) -> Completion {
         Completion {
+            fetched: None,
             path: ExecPath::new("bazel-out/x").unwrap(),
             content: crate::output::OutputContent::Directory,
             class,

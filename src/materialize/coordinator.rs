@@ -75,6 +75,8 @@ struct Blob {
     jobs: Vec<JobId>,
     session: Arc<Session>,
     in_flight: bool,
+    /// When it was asked for.
+    asked: Instant,
     /// Bytes that did not match came once already; another connection is tried.
     suspect: bool,
     abort: Option<AbortHandle>,
@@ -208,7 +210,7 @@ impl Coordinator {
             );
         }
         for (asker, path, content) in answers {
-            self.answer(asker, path, content, given_up.clone());
+            self.answer(asker, path, content, given_up.clone(), None);
         }
         for id in orphans {
             self.finish(id, given_up.clone());
@@ -270,13 +272,22 @@ impl Coordinator {
         self.finish(id, outcome);
     }
 
-    fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
+    fn answer(
+        &mut self,
+        asker: Asker,
+        path: ExecPath,
+        content: OutputContent,
+        outcome: Outcome,
+        fetched: Option<(Instant, Instant)>,
+    ) {
+        let after = |time: Instant| time.saturating_duration_since(asker.since);
         let completion = Completion {
             path,
             content,
             class: asker.class,
             outcome,
-            took: self.now.saturating_duration_since(asker.since),
+            took: after(self.now),
+            fetched: fetched.map(|(asked, came)| (after(asked), after(came))),
         };
         self.answers.of(&asker.session).push(completion);
     }
@@ -312,12 +323,13 @@ impl Coordinator {
             path,
             content,
             mut askers,
+            fetched,
             ..
         } = *job;
         let Some(last) = askers.pop() else { return };
         for asker in askers {
-            self.answer(asker, path.clone(), content.clone(), outcome.clone());
+            self.answer(asker, path.clone(), content.clone(), outcome.clone(), fetched);
         }
-        self.answer(last, path, content, outcome);
+        self.answer(last, path, content, outcome, fetched);
     }
 }

@@ -286,6 +286,8 @@ pub struct Completion {
     pub outcome: Outcome,
     /// From being wanted to its end.
     pub took: Duration,
+    /// From being wanted to asking a cache for its bytes, and to having them; unset for what came without a cache.
+    pub fetched: Option<(Duration, Duration)>,
 }
 
 #[cfg(test)]

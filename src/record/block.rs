@@ -214,7 +214,7 @@ impl<'a> Row<'a> {
     }
 
     /// Its exec path.
-    pub(super) fn path(&self) -> Option<ExecPath> {
+    pub(crate) fn path(&self) -> Option<ExecPath> {
         let name = std::str::from_utf8(self.name).ok()?;
         let mut path = String::with_capacity(self.directory.len() + name.len());
         path.push_str(self.directory);
@@ -239,7 +239,7 @@ impl<'a> Row<'a> {
     }
 
     /// The hash of its blob.
-    pub(super) fn hash(&self) -> Option<&'a [u8]> {
+    pub(crate) fn hash(&self) -> Option<&'a [u8]> {
         match self.context.kind {
             Kind::Blob(function) => Reader(self.body).take(function.hash_len()),
             _ => None,
@@ -264,6 +264,23 @@ impl<'a> Row<'a> {
     /// The output group that it was in.
     pub(crate) fn output_group(&self) -> &'a str {
         self.context.text(Text::Group)
+    }
+
+    /// The target that named it last.
+    pub(crate) fn label(&self) -> &'a str {
+        self.context.text(Text::Label)
+    }
+
+    /// Where its bytes came from.
+    pub(crate) fn source(&self) -> &'a str {
+        self.context.text(Text::Source)
+    }
+
+    /// Writes its path in place of what is in `into`; less than all of it where it makes no sense.
+    pub(crate) fn write_path(&self, into: &mut String) {
+        into.clear();
+        into.push_str(self.directory);
+        into.push_str(std::str::from_utf8(self.name).unwrap_or_default());
     }
 
     /// The event that named it.
@@ -299,8 +316,8 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Content, stamp, and when and how long.
-    pub(super) fn parts(&self) -> Option<(OutputContent, Option<Stamp>, i64, u64)> {
+    /// Content, stamp, and when it was materialised and how long that took.
+    pub(crate) fn parts(&self) -> Option<(OutputContent, Option<Stamp>, i64, u64)> {
         let mut reader = Reader(self.body);
         let mut size = 0;
         let content = match self.context.kind {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    ops::ControlFlow,
     sync::Arc,
 };
 
@@ -66,6 +67,23 @@ impl Record {
                 }
             }
         })
+    }
+
+    /// Shows the outputs of a root that come after a path, in the order of the paths, until `see` says that it is enough.
+    /// Whether they were all. Nothing is decoded that is not asked for.
+    pub(crate) fn see_outputs_after(
+        &self,
+        root: RootId,
+        path: &str,
+        mut see: impl FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> bool {
+        let mut scan = OutputScan::after(self.shared().clone(), root, path);
+        while let Some(seen) = scan.next_with(&mut see) {
+            if seen.is_break() {
+                return false;
+            }
+        }
+        true
     }
 
     /// The outputs of a root that were named by such an event. Walks over all of them.

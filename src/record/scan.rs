@@ -53,6 +53,31 @@ impl OutputScan {
         scan
     }
 
+    /// All outputs of a root after a path, whether or not there is one at it.
+    pub(super) fn after(shared: Arc<Shared>, root: RootId, path: &str) -> Self {
+        let mut scan = Self {
+            shared,
+            root,
+            prefix: String::new(),
+            from: Some(path.to_owned()),
+            next: None,
+            open: Vec::new(),
+        };
+        let slashes = path.match_indices('/').map(|(at, _)| at + 1);
+        for end in std::iter::once(0).chain(slashes).filter(|end| *end < path.len()) {
+            let (directory, rest) = path.split_at(end);
+            let block = scan.shared.directory(root, directory);
+            let at = block.find(directory, rest, 0).map_or_else(|at| at, |at| at + 1);
+            scan.open.push(Open {
+                directory: directory.into(),
+                end: block.len(),
+                block,
+                at,
+            });
+        }
+        scan
+    }
+
     /// Goes to the next row, and gives it to `take`.
     pub(super) fn next_with<T>(&mut self, take: impl FnOnce(Row<'_>) -> T) -> Option<T> {
         loop {

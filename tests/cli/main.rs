@@ -11,6 +11,7 @@ mod archives;
 mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
+mod browser;
 mod carrying;
 mod collecting;
 mod commands;
@@ -31,6 +32,7 @@ mod monitoring;
 #[cfg(feature = "mount")]
 mod mounting;
 mod notifying;
+mod pages;
 mod printed;
 mod python;
 mod reading;

@@ -302,8 +302,22 @@ impl Planted {
         let log = server.logged("health and metrics on http://").await;
         let admin = log.split("health and metrics on http://").nth(1).unwrap();
         let admin = admin.lines().next().unwrap().trim();
-        for path in ["/healthz", "/readyz", "/metrics", "/elsewhere"] {
+        let (build, chart) = (format!("/build/{id}"), format!("/build/{id}/timeline"));
+        for path in [
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/elsewhere",
+            "/",
+            &build,
+            &chart,
+            "/outputs",
+            "/caches",
+            "/disk/usage?by=target",
+        ] {
             let page = get(admin, path, &admin_token).await;
+            let is_ok = page.starts_with("HTTP/1.1 200") || path == "/elsewhere" || path == chart;
+            assert!(is_ok, "{path}: {page}");
             self.shown.push((format!("{name}: {path}"), page));
         }
         let port = log.lines().find(|line| line.contains("control API on")).unwrap();

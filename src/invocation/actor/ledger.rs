@@ -4,7 +4,8 @@
 //! here and nowhere else.
 
 use std::{
-    collections::{HashMap, HashSet},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
     hash::BuildHasher as _,
     sync::Arc,
 };
@@ -21,6 +22,7 @@ use crate::{
     exec_path::{ExecPath, is_reserved},
     invocation::{
         build::{Named, TargetEnd, contradiction, take_contradicting},
+        feed::{Hold, PendingOutput, Waiting},
         tally::{RuleIndex, Tally},
     },
     materialize::{Completion, Outcome, Want},
@@ -87,6 +89,34 @@ impl Ledger {
     /// Whether nothing is on its way.
     pub(super) const fn is_quiet(&self) -> bool {
         self.required + self.optional == 0
+    }
+
+    /// What is waited for, and at most so many of the outputs that are on their way.
+    pub(super) fn waiting(&self, most: usize, hold: Option<Hold>) -> Waiting {
+        let mut first = BinaryHeap::with_capacity(most + 1);
+        let is_any = most > 0 && !self.is_quiet();
+        for (path, wanted) in self.wanted.iter().filter(|(_, w)| is_any && !w.done) {
+            // Those that come last are on top, and go.
+            first.push(Reverse((wanted.class, wanted.content.size(), Reverse(path))));
+            if first.len() > most {
+                first.pop();
+            }
+        }
+        let outputs = first.into_sorted_vec().into_iter().filter_map(|entry| {
+            let Reverse((class, bytes, Reverse(path))) = entry;
+            Some(PendingOutput {
+                path: path.clone(),
+                target: self.wanted.get(path)?.target.clone(),
+                bytes,
+                class,
+            })
+        });
+        Waiting {
+            hold,
+            required: self.required,
+            optional: self.optional,
+            outputs: outputs.collect(),
+        }
     }
 
     /// Sets that have failed since this was asked last.
@@ -526,6 +556,7 @@ mod tests {
 
     fn end(path: &str, text: &str, class: Class, outcome: Outcome) -> Completion {
         Completion {
+            fetched: None,
             path: ExecPath::new(path).unwrap(),
             content: blob(text),
             class,

@@ -77,6 +77,7 @@ fn of_many_bytes_in_an_event_the_digest_is_on_record() {
             ..Stamp::default()
         };
         let end = Completion {
+            fetched: None,
             path: ExecPath::new("bazel-out/x").unwrap(),
             content: content.clone(),
             class: Class::Required,
@@ -111,6 +112,7 @@ fn a_superseded_build_leaves_the_newer_ones_rows_alone() {
 fn what_became_of_an_older_builds_wants_says_nothing_over_a_newer_ones() {
     let f = Fixture::new();
     let end = |outcome| Completion {
+        fetched: None,
         path: ExecPath::new("bazel-out/x").unwrap(),
         content: blob("1"),
         class: Class::Required,
@@ -168,6 +170,7 @@ fn a_stamp_with_coarse_times_is_as_old_as_the_look_at_its_file() {
         let is_ours = is_trusted || ctime_ns % second > 0;
         for (outcome, is_trusted) in [(downloaded, is_ours), (present, is_trusted)] {
             let end = Completion {
+                fetched: None,
                 path: ExecPath::new("bazel-out/x").unwrap(),
                 content: blob("1"),
                 class: Class::Required,
@@ -192,6 +195,7 @@ fn a_stamp_is_handed_on_only_with_the_content_that_it_was_taken_of() {
     };
     absorb(&f.record, &naming, vec![named(blob("1"), Class::Required)]);
     let completion = Completion {
+        fetched: None,
         path: ExecPath::new("bazel-out/x").unwrap(),
         content: blob("1"),
         class: Class::Required,

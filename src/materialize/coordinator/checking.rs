@@ -126,6 +126,7 @@ impl Coordinator {
             source: Source::Inline,
             store: None,
             bytes: 0,
+            fetched: None,
             is_new: false,
             missing: None,
             mismatches: 0,
@@ -269,6 +270,7 @@ impl Coordinator {
 /// The end of something wanted that has come to no job.
 fn ended(want: Want, outcome: Outcome, now: Instant) -> Completion {
     Completion {
+        fetched: None,
         path: want.path,
         content: want.content,
         class: want.class,

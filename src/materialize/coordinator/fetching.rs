@@ -61,6 +61,7 @@ impl Coordinator {
             jobs: Vec::new(),
             session: asker.session.clone(),
             in_flight: false,
+            asked: self.now,
             suspect: false,
             abort: None,
         });
@@ -142,6 +143,7 @@ impl Coordinator {
         for digest in &digests {
             if let Some(blob) = self.blobs.get_mut(&(cache, digest.clone())) {
                 blob.in_flight = true;
+                blob.asked = self.now;
                 avoid |= blob.suspect;
                 session.get_or_insert_with(|| blob.session.clone());
                 let classes = blob.jobs.iter().filter_map(|id| self.jobs.get(id));
@@ -186,6 +188,7 @@ impl Coordinator {
             return;
         };
         blob.in_flight = true;
+        blob.asked = self.now;
         self.lanes.large_in_flight += 1;
         self.metrics.request("stream");
         let download = Download {
@@ -272,6 +275,7 @@ impl Coordinator {
                 continue;
             };
             job.source = Source::Batch;
+            job.fetched = Some((blob.asked, self.now));
             job.store.clone_from(&store);
             job.bytes = digest.size();
             let content = if job.warms {
@@ -336,6 +340,7 @@ impl Coordinator {
             Ok(placed) => {
                 let origin = self.jobs.get_mut(&lead).and_then(|job| {
                     job.source = Source::Stream;
+                    job.fetched = Some((blob.asked, self.now));
                     job.store = store;
                     job.bytes = digest.size();
                     (!job.warms).then(|| (job.root.clone(), job.path.clone()))

@@ -51,6 +51,8 @@ pub(super) struct Job {
     /// The store that they came from, where there are several.
     pub(super) store: Option<Arc<str>>,
     pub(super) bytes: u64,
+    /// When the cache was asked for them, and when they came.
+    pub(super) fetched: Option<(Instant, Instant)>,
     /// Nothing was in its place when it was looked for.
     pub(super) is_new: bool,
     /// The disk was looked at once more after the cache had said that it does not have the blob.
@@ -176,6 +178,7 @@ mod tests {
             source: Source::Inline,
             store: None,
             bytes: 0,
+            fetched: None,
             is_new: false,
             missing: None,
             mismatches: 0,

@@ -267,6 +267,14 @@ proptest! {
                 .collect();
             prop_assert_eq!(record.count_outputs(root, prefix), expected.len());
             prop_assert_eq!(record.scan_outputs(root, prefix).collect::<Vec<_>>(), expected);
+            let mut after = Vec::new();
+            let see = |row: SeenOutput<'_>| {
+                after.push(row.path().unwrap());
+                std::ops::ControlFlow::Continue(())
+            };
+            prop_assert!(record.see_outputs_after(root, prefix, see));
+            let expected: Vec<_> = model.keys().filter(|path| path.as_str() > prefix).cloned().collect();
+            prop_assert_eq!(after, expected);
         }
     }
 }

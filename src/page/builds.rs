@@ -1,0 +1,124 @@
+//! The list of builds.
+
+use maud::{Markup, html};
+
+use super::html::{Asked, build_path, count, name, span, state, time};
+use crate::{
+    proto::outhaul::v1 as pb,
+    units::{now_ms, show_count, show_size},
+};
+
+/// Builds that are listed unless asked otherwise, and at most.
+const LISTED: u32 = 50;
+const MOST: u32 = 1000;
+
+/// How many builds are asked for.
+pub(super) fn limit(asked: &Asked) -> u32 {
+    match u32::try_from(asked.number("limit")) {
+        Ok(0) | Err(_) => LISTED,
+        Ok(limit) => limit.min(MOST),
+    }
+}
+
+/// The page.
+pub(super) fn view(list: &[pb::Invocation], limit: u32) -> Markup {
+    html! {
+        h1 { "Builds" }
+        section #builds aria-label="Builds" { (table(list, limit)) }
+    }
+}
+
+/// The live part of it.
+pub(super) fn table(list: &[pb::Invocation], limit: u32) -> Markup {
+    if list.is_empty() {
+        return html! {
+            p.empty {
+                "No builds are recorded yet. Run " code { "outhaul run -- bazel build //…" }
+                ", or point Bazel's " code { "--bes_backend" } " at this daemon."
+            }
+        };
+    }
+    html! {
+        table {
+            caption.hidden { "Builds, newest first" }
+            thead {
+                tr {
+                    th scope="col" { "State" }
+                    th scope="col" { "Command" }
+                    th scope="col" { "Workspace" }
+                    th scope="col" { "Started" }
+                    th.number scope="col" { "Took" }
+                    th.number scope="col" { "Downloaded" }
+                    th.number scope="col" { "Present" }
+                    th.number scope="col" { "Failed" }
+                }
+            }
+            tbody { @for build in list { (row(build)) } }
+        }
+        @if list.len() == limit as usize && limit < MOST {
+            p.more { a href={ "/?limit=" ((limit * 4).min(MOST)) } { "Older builds" } }
+        }
+    }
+}
+
+fn row(build: &pb::Invocation) -> Markup {
+    let command = if build.command.is_empty() {
+        "(not known yet)"
+    } else {
+        &*build.command
+    };
+    html! {
+        tr {
+            td { (state(how(build))) }
+            td { a href=(build_path(&build.invocation_id)) { (name(command)) } " " (exit(build)) }
+            td.wide { (super::html::path(&build.workspace)) }
+            td { (time(build.started_ms)) }
+            td.number data-label="took" { (took(build)) }
+            td.number data-label="downloaded" {
+                (show_count(build.downloaded)) " " small { (show_size(build.downloaded_bytes)) }
+            }
+            td.number data-label="present" { (show_count(build.present)) }
+            td.number data-label="failed" { @if build.failed > 0 { strong.bad { (show_count(build.failed)) } } @else { "0" } }
+        }
+    }
+}
+
+/// The state that a build is shown in: one that lacks outputs has failed, whatever the build tool says.
+pub(super) fn how(build: &pb::Invocation) -> &'static str {
+    match build.state() {
+        pb::InvocationState::Running => "running",
+        pb::InvocationState::Draining => "draining",
+        _ if build.failed > 0 => "failed",
+        pb::InvocationState::Superseded => "superseded",
+        pb::InvocationState::Interrupted => "interrupted",
+        pb::InvocationState::Settled | pb::InvocationState::Unspecified => "settled",
+    }
+}
+
+/// The build tool's exit code, if it says that something is wrong.
+pub(super) fn exit(build: &pb::Invocation) -> Markup {
+    html! {
+        @if let Some(code) = build.exit_code.filter(|code| *code != 0) {
+            small.bad { "exit code " (code) }
+        }
+    }
+}
+
+/// From its beginning to when all that it wanted was there, or to now.
+pub(super) fn took(build: &pb::Invocation) -> String {
+    if build.started_ms <= 0 {
+        return "–".to_owned();
+    }
+    if build.settled_ms > 0 {
+        return span(build.started_ms, build.settled_ms);
+    }
+    if build.state().is_over() {
+        return "–".to_owned();
+    }
+    span(build.started_ms, now_ms())
+}
+
+/// What is still on its way, in words.
+pub(super) fn pending(build: &pb::Invocation) -> String {
+    count(build.pending, "required output")
+}
