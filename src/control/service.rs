@@ -29,6 +29,7 @@ use crate::{
     materialize::Materializer,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record, Which, with_fields_of},
+    remote::Standing,
     roots::Roots,
     sources::Sources,
     stage::{Archives, Reach, Stager},
@@ -190,6 +191,11 @@ impl Service {
     /// What a build that runs in this process waits for, with at most so many of the outputs that are on their way.
     pub(crate) async fn waiting(&self, id: &str, most: usize) -> Option<Waiting> {
         self.engine.as_ref()?.waiting(id, most).await
+    }
+
+    /// Whether the caches in use are asked at present.
+    pub(crate) fn caches(&self) -> Vec<Standing> {
+        self.sources.standing()
     }
 
     /// Every change of all builds in this process from now on, single outputs left out: see [`Engine::subscribe`].

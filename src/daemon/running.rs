@@ -107,6 +107,20 @@ fn addresses(options: &DaemonOptions) -> Result<(Vec<BesAddress>, Option<SocketA
     Ok((bes.collect::<Result<_, _>>()?, admin.transpose()?))
 }
 
+/// Serves the admin port, with the status page on it.
+async fn serve_admin(
+    port: Admin,
+    services: Services,
+    admin: AdminListener,
+    stop: CancellationToken,
+) -> Result<(), DaemonError> {
+    let service = services.service.for_listener(Reach::Anywhere);
+    let pages = page::router(service, services.metrics, admin.access.clone(), stop.clone());
+    port.serve(Listening::Tcp(admin.listener), admin.access, pages, stop)
+        .await;
+    Ok(())
+}
+
 impl Daemon {
     /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the listeners.
     ///
@@ -156,14 +170,12 @@ impl Daemon {
         }
         let port = Admin::new(services.metrics.clone(), services.record.clone());
         if let Some(admin) = options.admin {
-            let (port, stop) = (port.clone(), shutdown.clone());
-            let service = services.service.for_listener(Reach::Anywhere);
-            let pages = page::router(service, admin.access.clone(), stop.clone());
-            tasks.spawn(async move {
-                port.serve(Listening::Tcp(admin.listener), admin.access, pages, stop)
-                    .await;
-                Ok(())
-            });
+            tasks.spawn(serve_admin(
+                port.clone(),
+                services.clone(),
+                admin,
+                shutdown.clone(),
+            ));
         }
         if let Some(retention) = options.retention {
             let (record, roots) = (services.record.clone(), services.leases.roots.clone());

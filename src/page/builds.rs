@@ -99,7 +99,7 @@ pub(super) fn how(build: &pb::Invocation) -> &'static str {
 pub(super) fn exit(build: &pb::Invocation) -> Markup {
     html! {
         @if let Some(code) = build.exit_code.filter(|code| *code != 0) {
-            small.bad { "exit code " (code) }
+            small.exit.bad { "exit code " (code) }
         }
     }
 }

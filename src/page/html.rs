@@ -22,6 +22,7 @@ pub(super) enum Section {
     None,
     Builds,
     Outputs,
+    Caches,
     Disk,
 }
 
@@ -30,6 +31,7 @@ pub(super) fn layout(title: &str, section: Section, live: Option<&str>, body: &M
     let links = [
         (Section::Builds, "/", "Builds"),
         (Section::Outputs, "/outputs", "Outputs"),
+        (Section::Caches, "/caches", "Caches"),
         (Section::Disk, "/disk", "Disk"),
     ];
     html! {

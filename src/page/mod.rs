@@ -11,6 +11,7 @@
 
 mod build;
 mod builds;
+mod caches;
 mod disk;
 mod gate;
 mod html;
@@ -34,7 +35,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::html::{Section, query};
-use crate::{access::ListenerRules, control::Service};
+use crate::{access::ListenerRules, control::Service, metrics::Metrics};
 
 /// Bytes of a request's body.
 const BODY: usize = 64 << 10;
@@ -47,15 +48,22 @@ const LIVE: usize = 24;
 #[derive(Clone)]
 struct Pages {
     service: Service,
+    metrics: Metrics,
     gets: Arc<Semaphore>,
     live: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
 /// The pages, for those whom the listener's rules let in.
-pub(crate) fn router(service: Service, access: ListenerRules, shutdown: CancellationToken) -> Router {
+pub(crate) fn router(
+    service: Service,
+    metrics: Metrics,
+    access: ListenerRules,
+    shutdown: CancellationToken,
+) -> Router {
     let pages = Pages {
         service,
+        metrics,
         gets: Arc::new(Semaphore::new(GETS)),
         live: Arc::new(Semaphore::new(LIVE)),
         shutdown,
@@ -69,6 +77,7 @@ pub(crate) fn router(service: Service, access: ListenerRules, shutdown: Cancella
         .route("/build/{id}/timeline", get(timeline))
         .route("/outputs", get(outputs))
         .route("/output", get(output))
+        .route("/caches", get(caches))
         .route("/disk", get(disk))
         .route("/disk/usage", get(disk_usage))
         .route("/get", post(bring))
@@ -191,6 +200,12 @@ async fn output(State(pages): State<Pages>, RawQuery(asked): RawQuery) -> Respon
     };
     let body = outputs::one(output, &answer.lines);
     page(html::layout("Output", Section::Outputs, None, &body))
+}
+
+async fn caches(State(pages): State<Pages>) -> Response {
+    let report = pages.service.report(caches::request()).await;
+    let body = caches::view(&pages.service.caches(), &pages.metrics, &report);
+    page(html::layout("Caches", Section::Caches, None, &body))
 }
 
 async fn disk() -> Response {

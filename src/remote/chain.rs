@@ -25,7 +25,9 @@ use self::{
     health::{Health, News, Ticket},
     memory::{Memory, Trust, bit},
 };
-use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, actions::MetadataCache};
+use super::{
+    ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, Standing, actions::MetadataCache,
+};
 use crate::{
     digest::Digest,
     printable::printable,
@@ -385,6 +387,15 @@ impl BlobStore for Chain {
     fn describe(&self) -> String {
         let all: Vec<&str> = self.members.iter().map(|member| &*member.name).collect();
         all.join(", ")
+    }
+
+    fn standing(&self) -> Vec<Standing> {
+        let now = Instant::now();
+        let members = self.members.iter().map(|member| Standing {
+            name: member.name.to_string(),
+            passed_over: member.health.lock().passed_over(now),
+        });
+        members.collect()
     }
 
     fn origin(&self, digest: &Digest) -> Option<Arc<str>> {

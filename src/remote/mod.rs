@@ -68,5 +68,5 @@ pub use self::{
     grpc::GrpcCache,
     metadata::Attribution,
     options::RemoteOptions,
-    store::{ActionStore, BatchAnswer, BlobStore, Capabilities, Sink},
+    store::{ActionStore, BatchAnswer, BlobStore, Capabilities, Sink, Standing},
 };

@@ -1,6 +1,6 @@
 //! What a store of blobs answers, and what is asked of it.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
@@ -105,6 +105,14 @@ pub trait BlobStore: Send + Sync + 'static {
     /// The cache's endpoint and instance name, for messages; without credentials.
     fn describe(&self) -> String;
 
+    /// Whether it is asked at present; of several stores, of each.
+    fn standing(&self) -> Vec<Standing> {
+        vec![Standing {
+            name: self.describe(),
+            passed_over: None,
+        }]
+    }
+
     /// Where the bytes of a blob came from that was read here lately, as [`BlobStore::describe`] has it; `None` where there is
     /// one store only, or it is not known any more.
     fn origin(&self, _digest: &Digest) -> Option<Arc<str>> {
@@ -116,6 +124,15 @@ pub trait BlobStore: Send + Sync + 'static {
     fn distrust(&self, _digest: &Digest) -> bool {
         false
     }
+}
+
+/// Whether a store is asked at present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// As [`BlobStore::describe`] has it.
+    pub name: String,
+    /// While it is passed over: how much longer, and why.
+    pub passed_over: Option<(Duration, String)>,
 }
 
 /// A store that also knows what actions resulted in: the part of a remote cache that reading by action or tree needs.

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{self, ActionStore, BlobStore, Chain, GrpcCache, LocalFirst, Nowhere, RemoteOptions},
+    remote::{self, ActionStore, BlobStore, Chain, GrpcCache, LocalFirst, Nowhere, RemoteOptions, Standing},
     transport::{BucketAddress, Endpoint, RemoteError, auth::has_helper, bucket::Anonymous},
 };
 
@@ -319,6 +319,24 @@ impl Sources {
             Err(reason) => return self.open("", chain, Some(&reason)),
         }
         self.open("", chain, None)
+    }
+
+    /// Whether the caches that are open, or named by the settings, are asked at present.
+    pub(crate) fn standing(&self) -> Vec<Standing> {
+        let named = match self.rule() {
+            SourceRule::Fixed(cache) => Some(cache),
+            SourceRule::FromBuild { .. } => None,
+        };
+        let open: Vec<SourceCache> = self.open.lock().chains.values().cloned().collect();
+        let mut all: Vec<Standing> = named
+            .iter()
+            .chain(&open)
+            .flat_map(|cache| cache.all.standing())
+            .collect();
+        // One that is passed over by one chain only, as that.
+        all.sort_by(|a, b| (&a.name, a.passed_over.is_none()).cmp(&(&b.name, b.passed_over.is_none())));
+        all.dedup_by(|a, b| a.name == b.name);
+        all
     }
 
     /// The caches that the settings name, whatever builds use.

@@ -83,6 +83,16 @@ impl Health {
         }
     }
 
+    /// While the store is passed over: how much longer, and why.
+    pub(super) fn passed_over(&self, now: Instant) -> Option<(Duration, String)> {
+        match &self.state {
+            State::Asked => None,
+            State::PassedOver { until, reason, .. } => {
+                Some((until.saturating_duration_since(now), reason.to_string()))
+            }
+        }
+    }
+
     /// Takes in what came of a request; `None` when the store answered it, whatever it said of a blob.
     pub(super) fn heard(
         &mut self,
@@ -191,6 +201,8 @@ mod tests {
             health.heard(ticket, start, Some(&down)),
             Some(News::PassedOver(seconds(30)))
         );
+        let (left, why) = health.passed_over(start + seconds(10)).unwrap();
+        assert!(left == seconds(20) && why.contains("gone"), "{why}");
         let mut now = start;
         for (waits, next) in [(30, 60), (60, 120), (120, 240), (240, 300), (300, 300)] {
             // Those that were under way are no probes.
