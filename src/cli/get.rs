@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, io::Write as _, path::PathBuf};
 use clap::Args;
 
 pub(super) use self::{
-    bring::{AT_ONCE, OfBuild, Show, get, materialized, worse},
+    bring::{AT_ONCE, OfBuild, Show, get, worse},
     wanted::is_target,
 };
 use self::{listed::listed, wanted::Wanted};

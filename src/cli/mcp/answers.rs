@@ -18,7 +18,7 @@ use crate::{
     cli::{
         client::Client,
         exit::Failure,
-        get::{OfBuild, materialized, of_targets, resolved},
+        get::{OfBuild, bring::materialized, of_targets, resolved},
         runtime,
         scratch::Scratch,
         stage::{WhichArgs, failure, text},
