@@ -118,9 +118,7 @@ impl Rules {
             Caller::Unknown => Err(Refused::Nobody),
         }
     }
-}
 
-impl Rules {
     /// Whether it is known of a caller whom [`Self::judge`] has let in that they may change something: by a token, by a
     /// certificate, or because it is a process of our own user or of root.
     pub(crate) fn is_known(&self, caller: Caller) -> bool {

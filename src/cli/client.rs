@@ -124,6 +124,13 @@ pub(super) struct AskArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
+    asking: Asking,
+}
+
+/// Who knows about builds, and which caches have their outputs.
+#[derive(Debug, Args)]
+pub(super) struct Asking {
+    #[command(flatten)]
     control: ControlArgs,
 
     #[command(flatten)]
@@ -131,6 +138,14 @@ pub(super) struct AskArgs {
 
     #[command(flatten)]
     cache: CacheArgs,
+}
+
+impl Asking {
+    /// The client that knows a build, by its id or as the newest of a workspace.
+    pub(super) async fn client_of_build(&self, id: &str, workspace: &str) -> Result<Client, Failure> {
+        let found = Client::of_build(&self.control, &self.state, &self.cache, id, workspace).await?;
+        Ok(found.0)
+    }
 }
 
 impl AskArgs {
@@ -145,7 +160,12 @@ impl AskArgs {
 
     /// The daemon that the flags name, or this process in place of the state directory's.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
-        Client::open(&self.control, &self.state, &self.cache).await
+        let Asking {
+            control,
+            state,
+            cache,
+        } = &self.asking;
+        Client::open(control, state, cache).await
     }
 
     /// The client that knows the build of this id; without an id, the one that the flags name.
@@ -158,8 +178,7 @@ impl AskArgs {
 
     /// The client that knows a build, by its id or as the newest of a workspace.
     pub(super) async fn client_of_build(&self, id: &str, workspace: &str) -> Result<Client, Failure> {
-        let found = Client::of_build(&self.control, &self.state, &self.cache, id, workspace).await?;
-        Ok(found.0)
+        self.asking.client_of_build(id, workspace).await
     }
 }
 

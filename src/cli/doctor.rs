@@ -25,7 +25,7 @@ use clap::Args;
 use serde_json::json;
 
 use self::{
-    bazel::Place,
+    bazel::{Place, SCRATCH},
     finding::{Finding, Level},
     options::{CHECKS, Command},
     port::{Listener, listener},
@@ -35,10 +35,11 @@ use super::{
     exit::{self, Failure},
     print,
     run::{
-        CommandInfo, Line, Setting, Shims, can_forward, directories_of, find, is_ours, names_a_cache,
-        path_without, reach_of, take_own_headers, waits_for_all,
+        CommandInfo, Line, Setting, can_forward, directories_of, find, is_ours, names_a_cache, path_without,
+        reach_of, take_own_headers, waits_for_all,
     },
     runtime,
+    scratch::Scratch,
 };
 use crate::{
     bep::event::CommandLine,
@@ -247,9 +248,9 @@ fn socket_addresses(endpoint: &Endpoint) -> Vec<SocketAddr> {
 
 /// Whether the record opens. A process that has it is asked for something small.
 async fn record(args: &DoctorArgs, state: PathBuf) -> Result<Finding, Failure> {
-    let examined = tokio::task::spawn_blocking(move || match Shims::new(None) {
-        Ok(scratch) => examine(&state, scratch.scratch()),
-        Err(error) => Examined::Unknown(error.to_string()),
+    let examined = tokio::task::spawn_blocking(move || match Scratch::temporary(SCRATCH) {
+        Ok(scratch) => examine(&state, scratch.path()),
+        Err(failure) => Examined::Unknown(failure.message),
     });
     let examined = examined.await.map_err(Failure::failed)?;
     let answers = if let Examined::Held(_) = examined {

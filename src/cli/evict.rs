@@ -71,7 +71,7 @@ fn show(args: &EvictArgs, output: &pb::Output) -> Result<(), Failure> {
             out,
             "{:>10}  {}",
             printable(&view::content(output)),
-            printable(&view::absolute(output))
+            printable(&output.absolute_path())
         )?;
     }
     Ok(())

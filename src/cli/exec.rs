@@ -19,7 +19,6 @@ use super::{
     import, runfiles, runtime,
     scratch::Scratch,
     stage::{WhichArgs, failure, print_failures, text},
-    view,
 };
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
@@ -78,10 +77,7 @@ struct Apart(Scratch);
 
 impl Apart {
     fn new() -> Result<Self, Failure> {
-        let base = std::env::temp_dir();
-        let made = Scratch::new(&base, "outhaul-exec-");
-        made.map(Self)
-            .map_err(|e| Failure::failed(format!("failed to create a directory in {}: {e}", base.display())))
+        Scratch::temporary("outhaul-exec-").map(Self)
     }
 
     fn state(&self) -> StateArgs {
@@ -264,7 +260,7 @@ async fn bring(
     let (build, _) = client.invocation(&program.invocation_id).await?;
     let exec_root = Path::new(&program.exec_root).file_name();
     Ok(Ready {
-        program: view::absolute(program),
+        program: program.absolute_path(),
         runfiles: exec_root.unwrap_or_default().to_string_lossy().into_owned(),
         workspace: build.workspace,
     })

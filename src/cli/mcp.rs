@@ -16,8 +16,7 @@ use rmcp::{
 use serde_json::Value;
 
 use self::answers::{BuildWish, BuildsWish, GetWish, LogWish, OutputsWish, WhyWish};
-use super::{exit, exit::Failure, runtime};
-use crate::config::{CacheArgs, ControlArgs, StateArgs};
+use super::{client::Asking, exit, exit::Failure, runtime};
 
 /// What an agent is told of the server as a whole.
 const INSTRUCTIONS: &str = "Outhaul records the builds of a build tool such as Bazel that has its actions cached or executed \
@@ -37,19 +36,6 @@ pub(super) struct McpArgs {
 
     #[command(flatten)]
     asking: Asking,
-}
-
-/// How builds are asked for.
-#[derive(Debug, Args)]
-struct Asking {
-    #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
 }
 
 pub(super) fn main(args: McpArgs) -> Result<u8, Failure> {

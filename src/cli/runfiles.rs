@@ -11,7 +11,7 @@ use super::{
     exit,
     exit::Failure,
     get::bring::{self, Show},
-    print, view,
+    print,
 };
 use crate::{
     invocation::{rows, runfiles::Needed},
@@ -53,9 +53,9 @@ impl Runfiles {
         } else {
             exit::FAILED
         };
-        let there: BTreeSet<String> = there.iter().map(view::absolute).collect();
+        let there: BTreeSet<String> = there.iter().map(pb::Output::absolute_path).collect();
         let absent: Vec<String> = self.paths.difference(&there).cloned().collect();
-        for result in bring::materialized(client, &absent).await? {
+        for result in bring::materialized(client, &absent, None).await? {
             if result.output.is_some() || !self.is_whole(Path::new(&result.path)) {
                 code = bring::worse(code, show.result(&result)?);
             }
@@ -110,7 +110,7 @@ pub(super) async fn of(client: &mut Client, outputs: &[pb::Output]) -> Result<Ru
             // It is not a program.
             Ok(None) => continue,
             Err(error) => {
-                let (path, error) = (view::absolute(output), with_causes(&error));
+                let (path, error) = (output.absolute_path(), with_causes(&error));
                 let problem = format!("{path}: failed to read its manifest of runfiles: {error}");
                 runfiles.problems.push(problem);
                 continue;

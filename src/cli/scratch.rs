@@ -13,6 +13,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::exit::Failure;
 use crate::removal::remove_all;
 
 /// A file that is locked for as long as its command lives.
@@ -28,6 +29,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// Makes one where temporary files belong.
+    pub(super) fn temporary(prefix: &str) -> Result<Self, Failure> {
+        let base = temporary();
+        Self::new(&base, prefix)
+            .map_err(|e| Failure::failed(format!("failed to create a directory in {}: {e}", base.display())))
+    }
+
     /// Makes one below `base`, whose name begins with `prefix`, and removes others of that prefix whose command was killed.
     pub(super) fn new(base: &Path, prefix: &str) -> io::Result<Self> {
         let name = format!("{prefix}{}-{:08x}", std::process::id(), rand::random::<u32>());
@@ -59,6 +67,13 @@ impl Drop for Scratch {
         // What cannot be removed stays until the directory of temporary files is cleared.
         let _ = remove_all(&self.path);
     }
+}
+
+/// Where temporary files belong. A relative directory is none: programs of a build change theirs.
+pub(super) fn temporary() -> PathBuf {
+    Some(std::env::temp_dir())
+        .filter(|directory| directory.is_absolute())
+        .unwrap_or_else(|| "/tmp".into())
 }
 
 /// Removes directories whose command was killed.

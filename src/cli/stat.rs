@@ -71,7 +71,7 @@ fn show(
         } else if question.ask.json {
             writeln!(out, "{}", view::output_json(output))?;
         } else {
-            writeln!(out, "{}", printable(&view::absolute(output)))?;
+            writeln!(out, "{}", printable(&output.absolute_path()))?;
             details(&mut out, n)?;
         }
     }

@@ -15,7 +15,7 @@ use crate::{
 pub(super) fn output_json(output: &pb::Output) -> Value {
     let (source, store) = split_source(&output.source);
     json!({
-        "path": absolute(output),
+        "path": output.absolute_path(),
         "exec_path": output.exec_path,
         "exec_root": output.exec_root,
         "digest": output.digest.as_ref().map(digest),
@@ -91,11 +91,6 @@ pub(super) fn non_empty(text: &str) -> Option<&str> {
 /// `FUNCTION:HASH`.
 pub(super) fn digest(digest: &pb::Digest) -> String {
     format!("{}:{}", digest.function, digest.hash)
-}
-
-/// The output's absolute path.
-pub(super) fn absolute(output: &pb::Output) -> String {
-    format!("{}/{}", output.exec_root, output.exec_path)
 }
 
 /// What an output is, in a word or two.

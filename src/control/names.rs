@@ -32,6 +32,13 @@ names! {
     WaitResult: "WAIT_RESULT_",
 }
 
+impl pb::Output {
+    /// Where it is, or would be.
+    pub(crate) fn absolute_path(&self) -> String {
+        format!("{}/{}", self.exec_root, self.exec_path)
+    }
+}
+
 impl pb::InvocationState {
     /// Whether nothing more will happen to the build.
     pub(crate) const fn is_over(self) -> bool {

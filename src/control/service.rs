@@ -188,7 +188,7 @@ impl Service {
         row.await.flatten()
     }
 
-    /// What a build that runs in this process waits for, with at most so many of the outputs that are on their way.
+    /// What a build that runs in this process waits for, with at most that many of the outputs that are on their way.
     pub(crate) async fn waiting(&self, id: &str, most: usize) -> Option<Waiting> {
         self.engine.as_ref()?.waiting(id, most).await
     }

@@ -37,7 +37,7 @@ pub(super) enum Message {
     /// Answer with the present state, and the number of required outputs that are still on their way. If there are none, as
     /// soon as what came of all of them is on record.
     Snapshot(oneshot::Sender<(InvocationRow, u64)>),
-    /// Answer with what is waited for, and at most so many of the outputs that are on their way.
+    /// Answer with what is waited for, and at most that many of the outputs that are on their way.
     Waiting(usize, oneshot::Sender<Waiting>),
     /// Answer with how outputs have come so far.
     Timeline(oneshot::Sender<Timeline>),

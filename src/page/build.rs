@@ -75,28 +75,29 @@ pub(super) fn title(build: &pb::Invocation) -> String {
 }
 
 /// The page, with some of the outputs if they are recorded here.
-pub(super) fn view(seen: &Seen, listed: Option<&Markup>) -> Markup {
-    let build = &seen.invocation;
-    let id = &build.invocation_id;
-    let wish = Wish::of_build(id);
+pub(super) fn view(seen: Seen, listed: Option<&Markup>) -> Markup {
+    let id = seen.invocation.invocation_id.clone();
+    let has_root = !seen.invocation.without_root;
+    let wish = Wish::of_build(&id);
+    let [(_, summary), (_, problems), (_, targets)] = seen.parts();
     html! {
-        section #summary aria-label="Summary" { (summary(seen)) }
-        section #problems aria-label="Problems" { (problems(seen)) }
-        @if !build.without_root {
+        section #summary aria-label="Summary" { (summary) }
+        section #problems aria-label="Problems" { (problems) }
+        @if has_root {
             h2 { "Timeline" }
-            section #timeline aria-label="Timeline" data-load={ (build_path(id)) "/timeline" } {
-                p.empty { a href={ (build_path(id)) "/timeline" } { "Show when outputs came" } }
+            section #timeline aria-label="Timeline" data-load={ (build_path(&id)) "/timeline" } {
+                p.empty { a href={ (build_path(&id)) "/timeline" } { "Show when outputs came" } }
             }
         }
         h2 { "Targets" }
-        section #targets aria-label="Targets" { (targets(build, seen.targets.clone(), 0)) }
+        section #targets aria-label="Targets" { (targets) }
         h2 { "Outputs" }
         @if let Some(listed) = listed {
             (outputs::search(&wish))
             section #outputs aria-label="Outputs" { (listed) }
         } @else {
             p.empty {
-                "This build has no output root on this machine. " code { "outhaul ls " (name(id)) } " lists what it names."
+                "This build has no output root on this machine. " code { "outhaul ls " (name(&id)) } " lists what it names."
             }
         }
     }

@@ -80,12 +80,7 @@ pub(super) fn build_path(id: &str) -> String {
 
 /// The address of an output's page.
 pub(super) fn output_path(output: &pb::Output) -> String {
-    format!("/output?path={}", encoded(&absolute(output)))
-}
-
-/// The absolute path of an output.
-pub(super) fn absolute(output: &pb::Output) -> String {
-    format!("{}/{}", output.exec_root, output.exec_path)
+    format!("/output?path={}", encoded(&output.absolute_path()))
 }
 
 /// A path with its last part before the others in importance.

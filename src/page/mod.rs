@@ -149,8 +149,8 @@ async fn build(State(pages): State<Pages>, Path(id): Path<String>) -> Response {
     let found = pages.service.find_outputs(some.query()).await;
     let live = (!seen.invocation.state().is_over()).then(|| format!("{}/live", html::build_path(&id)));
     let listed = found.map(|found| outputs::table(&some, &found));
-    let body = build::view(&seen, listed.as_ref());
     let title = build::title(&seen.invocation);
+    let body = build::view(seen, listed.as_ref());
     page(html::layout(&title, Section::Builds, live.as_deref(), &body))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 use serde_json::{Value, json};
 
-use super::html::{Asked, absolute, build_path, encoded, name, output_path, path, state, time};
+use super::html::{Asked, build_path, encoded, name, output_path, path, state, time};
 use crate::{
     control::finding::{Cursor, Kind, Page, Query},
     proto::outhaul::v1 as pb,
@@ -196,7 +196,7 @@ fn content(output: &pb::Output) -> Markup {
 fn get(output: &pb::Output) -> Markup {
     html! {
         @if output.state() != pb::OutputState::Materialized {
-            button type="button" data-get=(absolute(output)) aria-label={ "Get " (name(&output.exec_path)) } { "Get" }
+            button type="button" data-get=(output.absolute_path()) aria-label={ "Get " (name(&output.exec_path)) } { "Get" }
             span.got role="status" {}
         }
     }
@@ -211,7 +211,7 @@ pub(super) fn one(output: &pb::Output, why: &[String]) -> Markup {
         ul.why { @for line in why { li { (name(line)) } } }
         h2 { "What is recorded" }
         dl.facts {
-            dt { "Path" } dd { code { (name(&absolute(output))) } }
+            dt { "Path" } dd { code { (name(&output.absolute_path())) } }
             @if let Some(digest) = &output.digest {
                 dt { "Digest" } dd { code { (digest.function) ":" (digest.hash) } " " (show_size(digest.size)) }
             } @else {

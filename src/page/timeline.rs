@@ -53,6 +53,7 @@ pub(super) fn view(timeline: &Timeline) -> Markup {
         length: timeline.end_us.saturating_sub(from_us).max(1),
     };
     let sources = timeline.by_source(from_us, PARTS);
+    let most = most(&sources);
     let (lanes, left_out) = lanes(&bars);
     let height = COLUMNS + AXIS + lanes.len() as u64 * (LANE + GAP);
     let words = format!(
@@ -66,7 +67,7 @@ pub(super) fn view(timeline: &Timeline) -> Markup {
         p { (words) ", from " (time(from_us / 1000)) "." (stages(timeline)) }
         div.chart tabindex="0" role="group" aria-label="Chart of downloads" {
             svg viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-label=(label) {
-                @for part in 0..PARTS { (column(&sources, part, most(&sources))) }
+                @for part in 0..PARTS { (column(&sources, part, most)) }
                 (axis(&scale))
                 @for (number, lane) in (0..).zip(&lanes) {
                     @let y = COLUMNS + AXIS + number * (LANE + GAP);

@@ -10,10 +10,14 @@ use super::finding::Finding;
 use crate::{
     cli::{
         paths::workspace_around,
-        run::{CommandInfo, KNOWN, Line, Probe, Shims, find, is_bazel, is_ours, path_without},
+        run::{CommandInfo, KNOWN, Line, Probe, find, is_bazel, is_ours, path_without},
+        scratch::Scratch,
     },
     transport::without_user_info,
 };
+
+/// The beginning of the names of doctor's own directories.
+pub(super) const SCRATCH: &str = "outhaul-doctor-";
 
 /// Startup options that choose rc files: no server is told of them.
 const RC: &[&str] = &[
@@ -61,17 +65,16 @@ impl Place {
     pub(super) async fn ask(&self, line: &Line<'_>, starts: bool) -> Option<(CommandInfo, bool)> {
         let program = self.program.as_deref()?;
         let path = path_without();
-        let shims = Shims::new(None);
-        let scratch = shims.as_ref().map_or(Path::new("/"), Shims::scratch);
+        let scratch = Scratch::temporary(SCRATCH);
         let probe = Probe {
             program,
             path: &path,
             directory: Some(&self.directory),
-            scratch,
+            scratch: scratch.as_ref().map_or(Path::new("/"), Scratch::path),
         };
-        let reason = match (&shims, &self.workspace) {
+        let reason = match (&scratch, &self.workspace) {
             (_, None) => "there is no workspace".to_owned(),
-            (Err(error), _) => error.to_string(),
+            (Err(failure), _) => failure.message.clone(),
             (Ok(_), Some(workspace)) if starts || has_server(workspace, line.startup()) => {
                 // Of another command that runs, the server says so at once.
                 let mut command = self.command.clone();

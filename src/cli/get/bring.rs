@@ -52,13 +52,13 @@ impl OfBuild {
         if output.invocation_id == self.id {
             return Some(true);
         }
-        let named = self.outputs.get(&view::absolute(output))?;
+        let named = self.outputs.get(&output.absolute_path())?;
         let named = (&named.digest, &named.symlink_target, named.directory);
         Some(named == (&output.digest, &output.symlink_target, output.directory))
     }
 
     /// Makes an error of an output that another build has put in the place of what was asked for.
-    pub(in crate::cli) fn check(&self, result: &mut pb::materialize_response::Result) {
+    fn check(&self, result: &mut pb::materialize_response::Result) {
         if let Some(output) = &result.output
             && result.error.is_empty()
             && self.has(output) == Some(false)
@@ -83,10 +83,7 @@ pub(in crate::cli) async fn get(
 ) -> Result<(u8, Vec<pb::Output>), Failure> {
     let mut code = exit::OK;
     let mut there = Vec::new();
-    let mut results = materialized(client, paths).await?;
-    if let Some(of_build) = of_build {
-        results.iter_mut().for_each(|result| of_build.check(result));
-    }
+    let results = materialized(client, paths, of_build).await?;
     if let (false, Some(failure)) = (matches!(show, Show::Json), all_failed(&results)) {
         return Err(failure);
     }
@@ -109,14 +106,18 @@ fn all_failed(results: &[pb::materialize_response::Result]) -> Option<Failure> {
     })
 }
 
-/// Brings outputs to disk.
+/// Brings outputs to disk. Of a build, only what that one has named counts.
 pub(in crate::cli) async fn materialized(
     client: &mut Client,
     paths: &[String],
+    of_build: Option<&OfBuild>,
 ) -> Result<Vec<pb::materialize_response::Result>, Failure> {
     let mut results = Vec::with_capacity(paths.len());
     for paths in paths.chunks(AT_ONCE) {
         results.extend(client.materialize(paths.to_vec()).await?);
+    }
+    if let Some(of_build) = of_build {
+        results.iter_mut().for_each(|result| of_build.check(result));
     }
     Ok(results)
 }

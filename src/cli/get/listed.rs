@@ -48,7 +48,7 @@ pub(super) async fn listed(
     let mut found = vec![BTreeMap::<(usize, String), Vec<String>>::new(); patterns.len()];
     client
         .outputs(id, pb::OutputClass::Unspecified, |output| {
-            let path = format!("{}/{}", output.exec_root, output.exec_path);
+            let path = output.absolute_path();
             let globs = wanted.globs.iter().zip(&are_meant);
             let globs = globs.map(|(glob, is_meant)| *is_meant && glob.regex.is_match(&path));
             let regexes = wanted

@@ -10,13 +10,10 @@ use rmcp::schemars::{self, JsonSchema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Asking,
-    bounded::{List, tail},
-};
+use super::bounded::{List, tail};
 use crate::{
     cli::{
-        client::Client,
+        client::{Asking, Client},
         exit::Failure,
         get::{OfBuild, bring::materialized, of_targets, resolved},
         runtime,
@@ -125,19 +122,16 @@ impl Which {
     }
 }
 
-impl Asking {
-    /// Asks the client that knows a build.
-    fn of<T>(
-        &self,
-        (invocation, workspace): (&str, &str),
-        work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        runtime()?.block_on(async {
-            let found =
-                Client::of_build(&self.control, &self.state, &self.cache, invocation, workspace).await?;
-            found.0.with(work).await
-        })
-    }
+/// Asks the client that knows a build.
+fn ask<T>(
+    asking: &Asking,
+    (invocation, workspace): (&str, &str),
+    work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    runtime()?.block_on(async {
+        let client = asking.client_of_build(invocation, workspace).await?;
+        client.with(work).await
+    })
 }
 
 /// The id of the build that is meant.
@@ -156,7 +150,9 @@ pub(super) fn builds(asking: &Asking, wish: BuildsWish) -> Result<Value, Failure
     let mut list = List::new(limit(wish.limit));
     let workspace = wish.workspace.map(|path| text(&path, "workspace")).transpose()?;
     let named = workspace.as_deref().unwrap_or_default();
-    let rows = asking.of(("", named), async |client| client.invocations(BUILDS).await)?;
+    let rows = ask(asking, ("", named), async |client| {
+        client.invocations(BUILDS).await
+    })?;
     for row in rows {
         if workspace
             .as_ref()
@@ -171,7 +167,7 @@ pub(super) fn builds(asking: &Asking, wish: BuildsWish) -> Result<Value, Failure
 pub(super) fn build(asking: &Asking, wish: BuildWish) -> Result<Value, Failure> {
     let (id, workspace) = wish.which.named()?;
     let meant = (id.as_str(), workspace.as_str());
-    let (row, mut targets) = asking.of(meant, async |client| {
+    let (row, mut targets) = ask(asking, meant, async |client| {
         let id = id_of(client, meant).await?;
         client.invocation(&id).await
     })?;
@@ -202,7 +198,7 @@ pub(super) fn outputs(asking: &Asking, wish: OutputsWish) -> Result<Value, Failu
     });
     let path = path.transpose()?;
     let mut list = List::new(limit(wish.limit));
-    asking.of(meant, async |client| {
+    ask(asking, meant, async |client| {
         let id = id_of(client, meant).await?;
         client
             .outputs(&id, pb::OutputClass::Unspecified, |output| {
@@ -220,7 +216,7 @@ pub(super) fn outputs(asking: &Asking, wish: OutputsWish) -> Result<Value, Failu
 
 pub(super) fn why(asking: &Asking, wish: &WhyWish) -> Result<Value, Failure> {
     let paths = resolved(&wish.paths)?;
-    let answers = asking.of(("", ""), async |client| client.why(paths).await)?;
+    let answers = ask(asking, ("", ""), async |client| client.why(paths).await)?;
     let mut list = List::new(LIMITS);
     for (path, answer) in wish.paths.iter().zip(answers) {
         list.push(|| match &answer.output {
@@ -238,9 +234,7 @@ pub(super) fn why(asking: &Asking, wish: &WhyWish) -> Result<Value, Failure> {
 /// Copies the logs to a directory of our own: the output tree may have those of another build, or none.
 pub(super) fn test_log(asking: &Asking, wish: LogWish) -> Result<Value, Failure> {
     let (id, workspace) = wish.which.named()?;
-    let base = std::env::temp_dir();
-    let scratch = Scratch::new(&base, "outhaul-mcp-")
-        .map_err(|e| Failure::failed(format!("failed to create a directory in {}: {e}", base.display())))?;
+    let scratch = Scratch::temporary("outhaul-mcp-")?;
     let directory = scratch.path().join("logs");
     let request = pb::StageRequest {
         invocation_id: id.clone(),
@@ -254,7 +248,7 @@ pub(super) fn test_log(asking: &Asking, wish: LogWish) -> Result<Value, Failure>
         wait_all: true,
         ..pb::StageRequest::default()
     };
-    let staged = asking.of((&id, &workspace), async |client| {
+    let staged = ask(asking, (&id, &workspace), async |client| {
         client.stage(request).await.map_err(|status| failure(&status))
     })?;
     let most = wish.bytes.unwrap_or(LOG_BYTES).min(LOGS_BYTES);
@@ -304,7 +298,7 @@ pub(super) fn get(asking: &Asking, wish: GetWish) -> Result<Value, Failure> {
         output_groups: wish.output_groups,
         ..pb::StageWish::default()
     };
-    let results = asking.of((&id, &workspace), async |client| {
+    let mut results = ask(asking, (&id, &workspace), async |client| {
         let mut of_build = None;
         if !targets.targets.is_empty() {
             let (build, outputs) = of_targets(client, targets, &id, &workspace).await?;
@@ -312,13 +306,8 @@ pub(super) fn get(asking: &Asking, wish: GetWish) -> Result<Value, Failure> {
             paths.extend(named.outputs.keys().cloned());
             of_build = Some(named);
         }
-        let mut results = materialized(client, &paths).await?;
-        if let Some(of_build) = of_build {
-            results.iter_mut().for_each(|result| of_build.check(result));
-        }
-        Ok(results)
+        materialized(client, &paths, of_build.as_ref()).await
     })?;
-    let mut results = results;
     results.sort_by(|a, b| (a.error.is_empty(), &a.path).cmp(&(b.error.is_empty(), &b.path)));
     let mut list = List::new(LIMITS);
     for result in results {

@@ -26,7 +26,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use super::super::{print, scratch::Scratch};
+use super::super::{
+    print,
+    scratch::{Scratch, temporary},
+};
 use super::{
     host::{Answer, Attempt, Host},
     line::Line,
@@ -180,13 +183,6 @@ impl Shims {
     }
 }
 
-/// Where temporary files belong. A relative directory is none: programs of a build change theirs.
-fn temporary() -> PathBuf {
-    Some(std::env::temp_dir())
-        .filter(|directory| directory.is_absolute())
-        .unwrap_or_else(|| "/tmp".into())
-}
-
 /// The Bazel that one of our scripts stands in for.
 fn meant_by(script: &Path) -> Option<OsString> {
     let is_script = is_stand_in(script) && script.metadata().is_ok_and(|meta| meta.len() < MOST);
@@ -231,10 +227,11 @@ fn fill(place: &Path, bazels: &[(&str, PathBuf)], ours: &Path, run: &Path) -> st
     let interpreter = place.join(NAMED);
     renamed(&interpreter, &|made| symlink(ours, made))?;
     renamed(&place.join(RUN), &|made| symlink(run, made))?;
+    // Not links to this program, where that can be: scripts follow links, and call what they find there.
+    let are_links = !takes_scripts(place);
     for (name, bazel) in bazels {
         let to = place.join(BIN).join(name);
-        // Not as links to this program, where that can be: scripts follow links, and call what they find there.
-        if !takes_scripts(place) {
+        if are_links {
             renamed(&to, &|made| symlink(ours, made))?;
             continue;
         }
@@ -331,16 +328,20 @@ fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>, is_script: bo
         let _ = writeln!(err, "outhaul: {}: command not found", Path::new(name).display());
         return ExitCode::from(127);
     };
-    let directory = directory();
     let scripts = scripts();
+    let directory = directory(scripts.as_deref());
     let mut command = vec![bazel.clone().into_os_string()];
     // A script that hands its `PATH` on in an option means the one that it would have.
     command.extend(args.into_iter().map(|arg| match &scripts {
         Some(scripts) => without_shims(arg, scripts),
         None => arg,
     }));
-    let args = match asked(&bazel, &path, &command, directory.as_deref()) {
-        _ if is_script && directory.is_none() => command.split_off(1),
+    let asked = if is_script && directory.is_none() {
+        Ok((command.split_off(1), Vec::new()))
+    } else {
+        asked(&bazel, &path, &command, directory.as_deref(), scripts.as_deref())
+    };
+    let args = match asked {
         Ok((args, messages)) => {
             for message in messages {
                 let _ = writeln!(err, "outhaul: {message}");
@@ -372,6 +373,7 @@ fn asked(
     path: &OsString,
     command: &[OsString],
     directory: Option<&Path>,
+    scripts: Option<&Path>,
 ) -> anyhow::Result<(Vec<OsString>, Vec<String>)> {
     let Some(line) = Line::building(command).filter(|_| program::is_bazel(bazel)) else {
         return Ok((command.get(1..).unwrap_or_default().to_vec(), Vec::new()));
@@ -388,10 +390,10 @@ fn asked(
         scratch: directory,
     };
     let told = runtime.block_on(probe.ask(&line));
-    let mut flags = told.options.as_ref().map_or_else(
-        |_| Vec::new(),
-        |o| scripts().map_or_else(Vec::new, |scripts| corrected(&o.list, &scripts)),
-    );
+    let mut flags = match (&told.options, scripts) {
+        (Ok(options), Some(scripts)) => corrected(&options.list, scripts),
+        _ => Vec::new(),
+    };
     let answer = ask(&directory.join(SOCKET), &ShimRequest::Bazel(Box::new(told)))
         .map_err(|e| anyhow!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     flags.extend(answer.flags);
@@ -425,11 +427,11 @@ fn corrected(options: &[String], directory: &Path) -> Vec<String> {
 }
 
 /// The directory of the `outhaul run` above: the environment tells it, or else the `PATH` that led here.
-fn directory() -> Option<PathBuf> {
-    if let Some(directory) = std::env::var_os(VARIABLE) {
-        return Some(directory.into());
+fn directory(scripts: Option<&Path>) -> Option<PathBuf> {
+    match std::env::var_os(VARIABLE) {
+        Some(directory) => Some(directory.into()),
+        None => std::fs::read_link(scripts?.join(RUN)).ok(),
     }
-    std::fs::read_link(scripts()?.join(RUN)).ok()
 }
 
 /// The directory of the scripts that are in the `PATH`.
@@ -450,7 +452,7 @@ fn ask(socket: &Path, request: &ShimRequest) -> std::io::Result<Answer> {
 
 /// Tells the `run` above, if there is one, that Bazels were heard here. It may have ended, and is not waited for long.
 pub(super) async fn tell_outer(has_failed: bool) {
-    let Some(directory) = directory() else {
+    let Some(directory) = directory(scripts().as_deref()) else {
         return;
     };
     let telling = async {

@@ -98,11 +98,7 @@ pub(crate) struct Page {
 }
 
 /// What is looked for in a row.
-struct Words {
-    words: Vec<Word>,
-    path: String,
-    label: String,
-}
+struct Words(Vec<Word>);
 
 struct Word {
     text: String,
@@ -124,31 +120,22 @@ impl Words {
                 hash: is_hash.then(|| hash.to_ascii_lowercase()),
             }
         });
-        Self {
-            words: words.collect(),
-            path: String::new(),
-            label: String::new(),
-        }
+        Self(words.collect())
     }
 
-    /// Whether a row has all of them.
-    fn are_in(&mut self, row: &SeenOutput<'_>) -> bool {
-        if self.words.is_empty() {
-            return true;
+    /// Whether a row, whose path this is, has all of them.
+    fn are_in(&self, row: &SeenOutput<'_>, path: &str) -> bool {
+        let label = row.label();
+        let (mut folded_path, mut folded_label) = (String::new(), String::new());
+        if self.0.iter().any(|word| word.folded) {
+            folded_path = path.to_ascii_lowercase();
+            folded_label = label.to_ascii_lowercase();
         }
-        row.write_path(&mut self.path);
-        self.label.clear();
-        self.label.push_str(row.label());
-        let (mut path, mut label) = (String::new(), String::new());
-        if self.words.iter().any(|word| word.folded) {
-            path = self.path.to_ascii_lowercase();
-            label = self.label.to_ascii_lowercase();
-        }
-        self.words.iter().all(|word| {
+        self.0.iter().all(|word| {
             let (path, label) = if word.folded {
-                (&path, &label)
+                (&*folded_path, &*folded_label)
             } else {
-                (&self.path, &self.label)
+                (path, label)
             };
             let has_hash = |hash: &String| row.hash().is_some_and(|of| hex::encode(of).starts_with(hash));
             path.contains(&word.text)
@@ -176,7 +163,7 @@ impl Service {
         let mut roots = self.record.roots();
         roots.retain(|(id, _)| only.is_none_or(|only| only == *id));
         roots.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
-        let mut words = Words::new(&query.text);
+        let words = Words::new(&query.text);
         let mut page = Page::default();
         let mut placers = HashMap::new();
         for (root, row) in roots {
@@ -199,7 +186,7 @@ impl Service {
                 }
                 looked_at += 1;
                 row.write_path(&mut last);
-                if query.kind.fits(&row) && words.are_in(&row) {
+                if query.kind.fits(&row) && words.are_in(&row, &last) {
                     rows.extend(row.path().zip(row.to_row()));
                 }
                 ControlFlow::Continue(())
