@@ -10,7 +10,10 @@ mod served;
 
 use std::time::Duration;
 
-use outhaul_testkit::cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
+use outhaul_testkit::{
+    PATIENCE,
+    cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
+};
 use tokio::{sync::watch, time::timeout};
 
 use super::Services;
@@ -31,9 +34,6 @@ use crate::{
     sources::SourceRule,
     transport::Endpoint,
 };
-
-/// Nothing here takes so long; a hang fails instead of blocking.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Fixture {
     dir: tempfile::TempDir,

@@ -2,7 +2,10 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use outhaul_testkit::cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
+use outhaul_testkit::{
+    PATIENCE,
+    cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{keep::caught, lost::Lost, *};
@@ -18,9 +21,6 @@ use crate::{
     transport::Endpoint,
     units::now_ms,
 };
-
-/// Nothing here takes so long; a hang fails instead of blocking.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Fixture {
     dir: tempfile::TempDir,

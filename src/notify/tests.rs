@@ -13,6 +13,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
+use outhaul_testkit::PATIENCE;
 use serde_json::Value;
 use tokio::{
     net::TcpListener,
@@ -34,9 +35,6 @@ use crate::{
     record::{InvocationState, TargetRow, TargetState},
     transport::{Delays, https},
 };
-
-/// Nothing here takes so long.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a receiver got.
 #[derive(Debug, Clone)]

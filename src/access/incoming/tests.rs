@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use outhaul_testkit::number;
+use outhaul_testkit::{PATIENCE, number};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,8 +11,6 @@ use tokio::{
 
 use super::super::Token;
 use super::*;
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

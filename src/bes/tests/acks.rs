@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use outhaul_testkit::PATIENCE;
 use tonic::Code;
 
-use super::harness::{Daemon, PATIENCE, Seen, Upload, options, request};
+use super::harness::{Daemon, Seen, Upload, options, request};
 use crate::{
     bes::{BesAddress, HoldMode},
     builds::StreamEnd,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use outhaul_testkit::PATIENCE;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -18,7 +19,7 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
 
-use super::harness::{Daemon, PATIENCE};
+use super::harness::Daemon;
 use crate::{
     bes::{
         BesAddress,

@@ -5,12 +5,13 @@ mod completions;
 use std::{path::Path, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use outhaul_testkit::PATIENCE;
 use prost::{Message as _, encoding::encode_varint};
 use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     backend::{Backend, Came, client, upload},
-    harness::{Daemon, PATIENCE, Upload, options, request},
+    harness::{Daemon, Upload, options, request},
 };
 use crate::{
     bes::{BesOptions, HoldMode},

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use outhaul_testkit::PATIENCE;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, watch},
@@ -37,9 +38,6 @@ use crate::{
         stream_id::BuildComponent,
     },
 };
-
-/// Nothing here takes so long; a hang fails instead of blocking.
-pub(in crate::bes) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(in crate::bes) fn key(invocation: &str) -> StreamKey {
     StreamKey {

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use outhaul_testkit::PATIENCE;
 use tonic::Code;
 
-use super::harness::{Daemon, PATIENCE, Seen, Upload, options};
+use super::harness::{Daemon, Seen, Upload, options};
 use crate::{
     bes::{BesOptions, HoldMode},
     builds::StreamEnd,

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use outhaul_testkit::number;
+use outhaul_testkit::{PATIENCE, number};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request};
 
-use super::harness::{Daemon, PATIENCE, Upload, options, request};
+use super::harness::{Daemon, Upload, options, request};
 use crate::{
     bes::{BesOptions, HoldMode, limits::BesLimits},
     proto::google::devtools::build::v1::{

@@ -22,6 +22,7 @@ use tonic::{
 };
 
 use super::*;
+use crate::PATIENCE;
 use outhaul_digest::{Digest, DigestFunction};
 
 mod access;
@@ -30,7 +31,6 @@ mod faults;
 mod odd;
 mod streams;
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const BRIEFLY: Duration = Duration::from_millis(150);
 
 /// Bytes that compress to about half.

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use outhaul_testkit::PATIENCE;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{
@@ -19,10 +20,7 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService, UnaryService},
 };
 
-use super::{
-    requests::{event, sequence},
-    rig::PATIENCE,
-};
+use super::requests::{event, sequence};
 use crate::{
     bes::raw::RawCodec, proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse as Ack,
 };

@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
+use outhaul_testkit::PATIENCE;
+
 use super::{
     fake::{Fake, Plan},
     requests::{self, last, with_event, with_id},
-    rig::{PATIENCE, Rig, options, stream},
+    rig::{Rig, options, stream},
 };
 use crate::{
     bes::{HoldMode, HoldPolicy},

@@ -3,11 +3,12 @@
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use outhaul_testkit::PATIENCE;
 use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     fake::{Fake, Plan},
-    rig::{PATIENCE, Rig, options, stream},
+    rig::{Rig, options, stream},
 };
 use crate::{
     bes::{HoldMode, lifecycle::Lifecycle, upstream::order::LifecycleEvent},

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use outhaul_testkit::PATIENCE;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -32,9 +33,6 @@ use crate::{
     journal::RecordKind,
     transport::Endpoint,
 };
-
-/// Nothing here takes so long; a hang fails instead of blocking.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An engine whose progress the test sets.
 pub(super) struct Engine {

@@ -292,7 +292,7 @@ async fn a_halt_ends_it_and_keeps_how_far_it_was() {
     rig.until("acknowledged", |status| status.acked == 4).await;
     rig.around.halt.cancel();
     rig.around.forwards.close();
-    tokio::time::timeout(super::rig::PATIENCE, rig.around.forwards.wait())
+    tokio::time::timeout(outhaul_testkit::PATIENCE, rig.around.forwards.wait())
         .await
         .unwrap();
     assert_eq!(rig.saved.lock().unwrap().last(), Some(&4));
