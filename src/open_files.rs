@@ -42,6 +42,16 @@ pub(crate) fn open_regular(directory: impl AsFd, path: impl Arg) -> rustix::io::
     Ok(is_regular.then(|| (file.into(), found.st_size.cast_unsigned())))
 }
 
+/// Whether an error says that a system call cannot be had, so that the caller does without: of the kernel, the file system
+/// or a sandbox. Some sandboxes answer as if it were forbidden (Docker's, for calls that its profile does not know); if it
+/// really is, the other way fails with that as well.
+pub(crate) const fn is_lacking(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM
+    )
+}
+
 /// The soft limit as it was, once it has been raised; `None` in it is no limit.
 static INHERITED: OnceLock<Option<u64>> = OnceLock::new();
 

@@ -15,7 +15,7 @@ use super::{
     error::place,
     staging::{TREE, descend, open_directory, rename_new},
 };
-use crate::open_files::patient;
+use crate::open_files::{is_lacking, patient};
 
 /// What stops a merge in the middle, for tests.
 type Between<'a> = &'a mut dyn FnMut() -> Result<(), ArchiveError>;
@@ -84,7 +84,7 @@ impl Staging {
         match fs::renameat_with(temp, TREE, parent, name, RenameFlags::EXCHANGE) {
             Ok(()) => return Ok(()),
             // This file system cannot exchange: for a moment there is nothing.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            Err(errno) if is_lacking(errno) => {}
             Err(errno) => return Err(error()(errno)),
         }
         let old = temp.next_name();

@@ -22,7 +22,7 @@ use super::{ArchiveError, Existing, Listable, Listed, StagingOptions, budget::Li
 use crate::{
     exec_path::ExecPath,
     materialize::place::{TempDir, temp_in},
-    open_files::patient,
+    open_files::{is_lacking, patient},
     output::OutputContent,
 };
 
@@ -335,13 +335,11 @@ pub(super) fn rename_new(
 ) -> rustix::io::Result<()> {
     match fs::renameat_with(temp, from, dir, name, RenameFlags::NOREPLACE) {
         // NFS and others have no such rename; this one leaves room for a race with others, who are not expected here.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => fs::renameat(temp, from, dir, name),
-                Err(errno) => Err(errno),
-            }
-        }
+        Err(errno) if is_lacking(errno) => match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => fs::renameat(temp, from, dir, name),
+            Err(errno) => Err(errno),
+        },
         other => other,
     }
 }

@@ -192,7 +192,10 @@ impl Build {
     pub(super) fn package_directory(&self, target: &TargetId) -> Option<String> {
         let path = self.program(target)?;
         let (_, _, name) = parts_of(&target.label)?;
-        Some(path.strip_suffix(name)?.trim_end_matches('/').to_owned())
+        let directory = path.strip_suffix(name)?.trim_end_matches('/');
+        // Nothing has checked a label.
+        ExecPath::new(directory).ok()?;
+        Some(directory.to_owned())
     }
 
     /// Whether outputs of other repositories lie beside those of the main one.

@@ -21,7 +21,7 @@ use super::{
     error::JournalError,
     store::{Entry, Journal, UNFINISHED},
 };
-use crate::builds::StreamKey;
+use crate::{builds::StreamKey, open_files::is_lacking};
 
 pub(super) const REPLAYING: &str = "replaying";
 const ASIDE: &str = "set-aside";
@@ -160,7 +160,7 @@ fn aside(journal: &Path) -> Result<PathBuf, JournalError> {
             }
             Err(rustix::io::Errno::EXIST) if number < 1000 => number += 1,
             // A file system without that call: nobody else writes here.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !to.exists() => {
+            Err(errno) if is_lacking(errno) && !to.exists() => {
                 fs::rename(journal, &to).map_err(JournalError::io("set aside", journal))?;
                 remove(&journal.with_extension(REPLAYING));
                 return Ok(to);

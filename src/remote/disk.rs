@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    open_files::{GUARDED, patient},
+    open_files::{GUARDED, is_lacking, patient},
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -195,7 +195,7 @@ impl Root {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let opened = patient(
             || match fs::openat2(&self.fd, path, GUARDED, Mode::empty(), resolve) {
-                Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, GUARDED, Mode::empty()),
+                Err(errno) if is_lacking(errno) => fs::openat(&self.fd, path, GUARDED, Mode::empty()),
                 opened => opened,
             },
         );

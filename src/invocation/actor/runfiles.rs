@@ -5,7 +5,7 @@
 //! lies there is newer than what the action cache says. What is absent and has no digest has failed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::BuildHasher as _,
     sync::Arc,
 };
@@ -107,11 +107,17 @@ impl Actor {
         let targets = self.ledger.targets.iter();
         let targets = targets.filter(|(target, row)| row.success && target.aspect.is_empty());
         let packages = targets.filter_map(|(target, _)| self.build.package_directory(target));
-        let packages: HashSet<String> = packages.collect();
+        let packages: BTreeSet<String> = packages.collect();
         let packages: Vec<String> = packages.into_iter().collect();
         let root = place.root.clone();
         let found = spawn_blocking(move || root.place.programs(&directories, &packages)).await;
-        let found = found.unwrap_or_default();
+        let (found, passed_over) = found.unwrap_or_default();
+        if let Some(directory) = passed_over {
+            self.ledger.tally.note(&format!(
+                "programs were not looked for in {directory} and perhaps more, as the packages have too many directories of \
+                 outputs: the runfiles of those there were not downloaded"
+            ));
+        }
         if found.is_empty() {
             return Vec::new();
         }

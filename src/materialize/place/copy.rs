@@ -17,7 +17,7 @@ use super::{
 use crate::{
     digest::{Digest, Hasher},
     exec_path::ExecPath,
-    open_files::GUARDED,
+    open_files::{GUARDED, is_lacking},
     output::Stamp,
 };
 
@@ -137,7 +137,7 @@ fn copy_bytes(
             Ok(n) => copied += n as u64,
             Err(Errno::INTR) => {}
             // Another file system, an old kernel, a sandbox: both positions are where the last piece ended.
-            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM) => {
+            Err(errno) if errno == Errno::XDEV || is_lacking(errno) => {
                 buffer.resize(READ, 0);
                 return sys::read_pieces(source, buffer, |bytes| sys::write_all(file, bytes));
             }

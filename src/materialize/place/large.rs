@@ -22,6 +22,7 @@ use super::{
 use crate::{
     digest::{Digest, Hasher},
     exec_path::ExecPath,
+    open_files::is_lacking,
 };
 
 /// Bytes per write to the file: network frames are far smaller.
@@ -204,7 +205,7 @@ pub(super) fn reserve(file: &NewFile, size: u64) -> rustix::io::Result<bool> {
     loop {
         match fs::fallocate(file, FallocateFlags::empty(), 0, size) {
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(false),
+            Err(errno) if is_lacking(errno) => return Ok(false),
             other => return other.map(|()| true),
         }
     }

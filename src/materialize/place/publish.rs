@@ -28,6 +28,7 @@ use super::{
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
+    open_files::is_lacking,
     output::{OutputContent, Stamp},
 };
 
@@ -327,9 +328,7 @@ impl NewFile {
         let (from, interim) = (&name.temp, &name.name);
         match fs::renameat_with(from, interim, dir, to, RenameFlags::NOREPLACE) {
             // NFS and others have no such rename; a second link says the same, and the first goes with `self`.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                fs::linkat(from, interim, dir, to, AtFlags::empty())
-            }
+            Err(errno) if is_lacking(errno) => fs::linkat(from, interim, dir, to, AtFlags::empty()),
             other => other.map(|()| self.forget_name()),
         }
     }

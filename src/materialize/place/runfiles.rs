@@ -4,7 +4,7 @@
 //! for, and that is placed with all care. What is read lies below `bazel-out`, or else where the reader lets links lead.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, ErrorKind, Read as _},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     exec_path::{BUILD_TREE, ExecPath},
-    open_files::open_regular,
+    open_files::{is_lacking, open_regular},
     units::show_size,
 };
 
@@ -40,7 +40,7 @@ const EXTERNAL: &str = "external";
 /// Files that make a directory of sources a package.
 const BUILD_FILES: [&str; 2] = ["BUILD.bazel", "BUILD"];
 /// Directories in those of packages in which programs are looked for.
-const WALKED: usize = 20_000;
+const WALKED: usize = if cfg!(test) { 100 } else { 20_000 };
 /// Bytes of a manifest. One of a hundred thousand files has about 30 MiB.
 const LARGEST: u64 = 256 << 20;
 /// How directories are opened that are listed.
@@ -86,28 +86,30 @@ pub enum Lying {
 impl OutputRoot {
     /// The programs that have a manifest of runfiles in some directories, and anywhere in those of some packages but not in
     /// those of packages below them; by their paths below the root. A directory that is as it was when it had none is not
-    /// read again.
-    pub fn programs(&self, directories: &[String], packages: &[String]) -> Vec<String> {
+    /// read again. Also a directory that was not looked at, if there were too many; those that are deep in others come last.
+    pub fn programs(&self, directories: &[String], packages: &[String]) -> (Vec<String>, Option<String>) {
         let mut looked_at = HashSet::new();
         let mut programs = Vec::new();
-        let mut left = packages.to_vec();
+        let mut left = VecDeque::from(packages.to_vec());
         let mut deeper = WALKED;
-        while let Some(directory) = left.pop() {
+        let mut passed_over = None;
+        while let Some(directory) = left.pop_front() {
             if looked_at.contains(&directory) {
                 continue;
             }
-            let below = self.programs_in(&directory, &mut programs);
-            let below = below.iter().filter(|name| !self.is_package(&directory, name));
-            let before = left.len();
-            left.extend(below.take(deeper).map(|name| format!("{directory}/{name}")));
-            deeper -= left.len() - before;
+            for name in self.programs_in(&directory, &mut programs) {
+                if self.is_package(&directory, &name) {
+                    continue;
+                }
+                let below = format!("{directory}/{name}");
+                if deeper == 0 {
+                    passed_over.get_or_insert(below);
+                } else {
+                    left.push_back(below);
+                    deeper -= 1;
+                }
+            }
             looked_at.insert(directory);
-        }
-        if deeper == 0 {
-            tracing::warn!(
-                root = %self.path().display(),
-                "looked for programs in {WALKED} directories of the packages' outputs, and not in all"
-            );
         }
         for directory in directories
             .iter()
@@ -115,7 +117,7 @@ impl OutputRoot {
         {
             self.programs_in(directory, &mut programs);
         }
-        programs
+        (programs, passed_over)
     }
 
     /// Whether a directory in one of outputs is of another package, or of other repositories.
@@ -124,15 +126,22 @@ impl OutputRoot {
         let package = directory.splitn(4, '/').nth(3).unwrap_or_default();
         let source = Path::new(package).join(name);
         package.is_empty() && name == EXTERNAL
-            || BUILD_FILES
-                .iter()
-                .any(|file| fs::statat(self, source.join(file), AtFlags::empty()).is_ok())
+            || BUILD_FILES.iter().any(|file| self.is_file(&source.join(file)))
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        let found = fs::statat(self, path, AtFlags::empty());
+        found.is_ok_and(|stat| sys::file_type(&stat) == FileType::RegularFile)
     }
 
     /// Adds a directory's programs, and gives the names of the directories in it.
     fn programs_in(&self, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
         let taken = sys::now_ns();
-        let Ok(seen) = fs::statat(self, directory, AtFlags::empty()) else {
+        // Events name packages, and links are made by builds.
+        let Ok(Some(here)) = walk::find_dir(self, directory) else {
+            return Vec::new();
+        };
+        let Ok(seen) = fs::fstat(&here) else {
             return Vec::new();
         };
         let stamp = sys::stamp(&seen, taken);
@@ -143,34 +152,11 @@ impl OutputRoot {
             return below.clone();
         }
         let before = programs.len();
-        let below = self.list(directory, programs);
+        let below = list(&here, directory, programs);
         if programs.len() > before {
             without.remove(directory);
         } else if without.len() < REMEMBERED || without.contains_key(directory) {
             without.insert(directory.to_owned(), (stamp, below.clone()));
-        }
-        below
-    }
-
-    fn list(&self, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
-        let mut below = Vec::new();
-        let Ok(fd) = sys::openat(self, directory, LISTED, Mode::empty()) else {
-            return below;
-        };
-        let Ok(entries) = Dir::new(fd) else { return below };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().to_str() else {
-                continue;
-            };
-            if entry.file_type() == FileType::Directory {
-                if !matches!(name, "." | "..") && !name.ends_with(LINKS) {
-                    below.push(name.to_owned());
-                }
-            } else if let Some(name) = name.strip_suffix(MANIFEST)
-                && !name.is_empty()
-            {
-                programs.push(format!("{directory}/{name}"));
-            }
         }
         below
     }
@@ -186,10 +172,9 @@ impl OutputRoot {
     /// Whether there is a manifest of runfiles beside a program, or in its tree of links.
     #[must_use]
     pub fn has_runfiles_manifest(&self, program: &str) -> bool {
-        [MANIFEST, IN_TREE].iter().any(|end| {
-            let found = fs::statat(self, format!("{program}{end}"), AtFlags::empty());
-            found.is_ok_and(|stat| sys::file_type(&stat) == FileType::RegularFile)
-        })
+        [MANIFEST, IN_TREE]
+            .iter()
+            .any(|end| self.is_file(Path::new(&format!("{program}{end}"))))
     }
 
     /// The bytes of a program's manifest of runfiles, from beside it or from its tree of links; `None` of what is no
@@ -296,6 +281,36 @@ impl OutputRoot {
     }
 }
 
+/// Adds the programs in a directory, and gives the names of the directories in it.
+fn list(here: &super::sys::Dir, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
+    let mut below = Vec::new();
+    let opened = sys::openat(here, ".", LISTED, Mode::empty());
+    let Ok(entries) = opened.and_then(Dir::new) else {
+        return below;
+    };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
+        let is_directory = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| sys::file_type(&stat) == FileType::Directory),
+            known => known == FileType::Directory,
+        };
+        if is_directory {
+            if !matches!(name, "." | "..") && !name.ends_with(LINKS) {
+                below.push(name.to_owned());
+            }
+        } else if let Some(name) = name.strip_suffix(MANIFEST)
+            && !name.is_empty()
+        {
+            programs.push(format!("{directory}/{name}"));
+        }
+    }
+    below
+}
+
 /// Opens what is at a path below a directory of sources to be read. Links are followed wherever they lead, as a program that
 /// runs there would; with `within`, only within the directory.
 ///
@@ -304,8 +319,12 @@ impl OutputRoot {
 pub(crate) fn read_source(directory: &Path, below: &str, within: bool) -> io::Result<Lying> {
     let real = directory.join(below);
     let opened = if within {
-        sys::open(directory, sys::DIRECTORY, Mode::empty())
-            .and_then(|directory| sys::openat2(&directory, below, READ, BENEATH))
+        let opened = sys::open(directory, sys::DIRECTORY, Mode::empty())
+            .and_then(|directory| sys::openat2(&directory, below, READ, BENEATH));
+        match opened {
+            Err(errno) if is_lacking(errno) => open_within(directory, &real),
+            opened => opened,
+        }
     } else {
         sys::open(&real, READ, Mode::empty())
     };
@@ -315,6 +334,19 @@ pub(crate) fn read_source(directory: &Path, below: &str, within: bool) -> io::Re
         Err(Errno::XDEV) => Err(io::Error::other("a symlink leads out of its directory")),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The same without `openat2`: where the links lead is looked at before.
+fn open_within(directory: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let real = |path: &Path| {
+        let real = path.canonicalize();
+        real.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    };
+    let path = real(path)?;
+    if !path.starts_with(real(directory)?) {
+        return Err(Errno::XDEV);
+    }
+    sys::open(&path, READ | OFlags::NOFOLLOW, Mode::empty())
 }
 
 fn lying(fd: OwnedFd, path: PathBuf) -> io::Result<Lying> {
@@ -382,11 +414,11 @@ mod tests {
         // So that the directories are older than a clock tick, and remembered.
         std::thread::sleep(std::time::Duration::from_millis(30));
         for _ in 0..2 {
-            assert_eq!(root.programs(&asked, &[]), Vec::<String>::new());
+            assert_eq!(root.programs(&asked, &[]), (Vec::new(), None));
         }
         std_fs::write(dir.path().join("b/app.runfiles_manifest"), "k v\n").unwrap();
         for _ in 0..2 {
-            assert_eq!(root.programs(&asked, &[]), ["b/app"]);
+            assert_eq!(root.programs(&asked, &[]).0, ["b/app"]);
         }
         assert_eq!(root.runfiles_manifest("b/app").unwrap().unwrap(), b"k v\n");
         std_fs::create_dir(dir.path().join("b/app.runfiles")).unwrap();
@@ -434,7 +466,8 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(30));
         let found = |packages: &[&str]| {
             let packages: Vec<_> = packages.iter().map(|package| format!("{bin}{package}")).collect();
-            let mut found = root.programs(&[format!("{bin}/p")], &packages);
+            let (mut found, passed_over) = root.programs(&[format!("{bin}/p")], &packages);
+            assert_eq!(passed_over, None);
             found.sort_unstable();
             found
         };
@@ -448,6 +481,43 @@ mod tests {
         make(&format!("{bin}/p/empty/below/late.runfiles_manifest"));
         assert_eq!(found(&["/p"]).len(), 2);
         assert_eq!(found(&["/none"]), Vec::<String>::new());
+        // A directory of that name makes no package.
+        std_fs::remove_file(dir.path().join("p/q/BUILD.bazel")).unwrap();
+        std_fs::create_dir(dir.path().join("p/q/BUILD")).unwrap();
+        assert_eq!(found(&["/p"]).len(), 4);
+    }
+
+    #[test]
+    fn programs_are_not_looked_for_outside_of_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let exec_root = dir.path().join("execroot/_main");
+        std_fs::create_dir_all(exec_root.join("bazel-out/k8/bin/p")).unwrap();
+        for place in ["execroot/_main", "execroot", "away"] {
+            std_fs::create_dir_all(dir.path().join(place)).unwrap();
+            std_fs::write(dir.path().join(place).join("x.runfiles_manifest"), "").unwrap();
+        }
+        std::os::unix::fs::symlink(dir.path().join("away"), exec_root.join("bazel-out/k8/bin/link")).unwrap();
+        let root = OutputRoot::open(&exec_root, false).unwrap();
+        for package in ["/link", "/../../..", "/../../../..", "/../../../../../away"] {
+            let found = root.programs(&[], &[format!("bazel-out/k8/bin{package}")]);
+            assert_eq!(found, (Vec::new(), None), "{package}");
+        }
+    }
+
+    #[test]
+    fn one_package_with_very_many_directories_does_not_hide_the_programs_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = OutputRoot::open(dir.path(), true).unwrap();
+        let bin = dir.path().join("bazel-out/k8/bin");
+        for tree in 0..WALKED {
+            std_fs::create_dir_all(bin.join(format!("a/deep/{tree}/deeper"))).unwrap();
+        }
+        std_fs::create_dir_all(bin.join("b/some/deep")).unwrap();
+        std_fs::write(bin.join("b/some/deep/x.runfiles_manifest"), "").unwrap();
+        let packages = ["a", "b"].map(|package| format!("bazel-out/k8/bin/{package}"));
+        let (programs, passed_over) = root.programs(&[], &packages);
+        assert_eq!(programs, ["bazel-out/k8/bin/b/some/deep/x"]);
+        assert!(passed_over.unwrap().starts_with("bazel-out/k8/bin/a/deep/"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     walk::settle_dir_mode,
     writable::Writable,
 };
-use crate::output::Stamp;
+use crate::{open_files::is_lacking, output::Stamp};
 
 /// Places the items without an answer in a new directory, and answers them. When somebody else makes the directory
 /// meanwhile, or it cannot be made in this way at all, they stay without an answer, to be placed one by one.
@@ -112,7 +112,7 @@ impl Staging {
         let (from, name) = (self.name.temp.as_fd(), &self.name.name);
         match fs::renameat_with(from, name, &spot.dir, &spot.name, RenameFlags::NOREPLACE) {
             // A plain rename replaces a directory only when that is empty, which is as good.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            Err(errno) if is_lacking(errno) => {
                 fs::renameat(from, name, &spot.dir, &spot.name)?;
             }
             other => other?,

@@ -32,7 +32,7 @@ use super::{
     sys::{self, Inode},
 };
 use crate::{
-    open_files::{Want as _, patient},
+    open_files::{Want as _, is_lacking, patient},
     removal::remove_tree,
 };
 
@@ -335,8 +335,8 @@ const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXE
 pub(super) fn mount(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     match fs::statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID) {
         Ok(stat) if stat.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Ok(stat.stx_mnt_id),
-        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => Ok(sys::inode(&fs::fstat(dir)?).device),
-        Err(errno) => Err(errno),
+        Err(errno) if !is_lacking(errno) => Err(errno),
+        _ => Ok(sys::inode(&fs::fstat(dir)?).device),
     }
 }
 

@@ -31,7 +31,10 @@ use super::{
     sys::{self, Dir},
     writable::Writable,
 };
-use crate::exec_path::{BUILD_TREE, ExecPath};
+use crate::{
+    exec_path::{BUILD_TREE, ExecPath},
+    open_files::is_lacking,
+};
 
 /// How many symlinks are followed for one path, as in Bazel's own download of a dangling link's target.
 const MAX_HOPS: usize = 32;
@@ -246,7 +249,7 @@ fn open_beneath(root: &OutputRoot, path: &str) -> rustix::io::Result<Option<Dir>
     } else {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match sys::openat2(root, path, sys::DIRECTORY, resolve) {
-            Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
+            Err(errno) if is_lacking(errno) => {
                 root.forget_openat2();
                 return Ok(None);
             }
