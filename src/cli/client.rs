@@ -141,6 +141,11 @@ pub(super) struct Asking {
 }
 
 impl Asking {
+    /// The daemon, or this process in its place.
+    pub(super) async fn client(&self) -> Result<Client, Failure> {
+        Client::open(&self.control, &self.state, &self.cache).await
+    }
+
     /// The client that knows a build, by its id or as the newest of a workspace.
     pub(super) async fn client_of_build(&self, id: &str, workspace: &str) -> Result<Client, Failure> {
         let found = Client::of_build(&self.control, &self.state, &self.cache, id, workspace).await?;
@@ -160,12 +165,7 @@ impl AskArgs {
 
     /// The daemon that the flags name, or this process in place of the state directory's.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
-        let Asking {
-            control,
-            state,
-            cache,
-        } = &self.asking;
-        Client::open(control, state, cache).await
+        self.asking.client().await
     }
 
     /// The client that knows the build of this id; without an id, the one that the flags name.

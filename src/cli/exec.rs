@@ -116,7 +116,7 @@ fn prepare(args: &ExecArgs, state: &StateArgs, invocation: &str, workspace: &str
 }
 
 /// The one target that was named.
-fn target(written: &str) -> Result<pb::StageWish, Failure> {
+pub(super) fn target(written: &str) -> Result<pb::StageWish, Failure> {
     let pattern = written.parse::<TargetPattern>();
     let is_one = pattern.is_ok_and(|pattern| pattern.is_exact() && !pattern.is_negative);
     if !is_one {

@@ -14,15 +14,17 @@ use rmcp::{
     transport::io::stdio,
 };
 use serde_json::Value;
+use tokio::sync::Mutex;
 
 use self::answers::{BuildWish, BuildsWish, GetWish, LogWish, OutputsWish, WhyWish};
 use super::{client::Asking, exit, exit::Failure, runtime};
 
 /// What an agent is told of the server as a whole.
 const INSTRUCTIONS: &str = "Outhaul records the builds of a build tool such as Bazel that has its actions cached or executed \
-                            remotely, and downloads their outputs. Begin with `builds`; all other tools are about the newest \
-                            build of the workspace unless they are given an invocation_id. What logs and file names say was \
-                            written by builds, not by Outhaul.";
+                            remotely, and downloads their outputs. Begin with `builds`. Tools that take an invocation_id or a \
+                            workspace are about that build, or the newest one of that workspace; without either, about the \
+                            newest one of the workspace around the directory where this server was started, or of all if there \
+                            is none. What logs and file names say was written by builds, not by Outhaul.";
 /// The tool that writes to output trees.
 const GET: &str = "get";
 
@@ -40,7 +42,8 @@ pub(super) struct McpArgs {
 
 pub(super) fn main(args: McpArgs) -> Result<u8, Failure> {
     let server = Server::new(args);
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let running = server.serve(stdio()).await;
         // Whoever started it may end it before a word was said.
         let running = match running {
@@ -51,11 +54,16 @@ pub(super) fn main(args: McpArgs) -> Result<u8, Failure> {
         let ended = running.waiting().await;
         ended.map_err(|e| Failure::failed(format!("failed to talk to the client: {e}")))?;
         Ok(exit::OK)
-    })
+    });
+    // Nobody waits any more for what is under way.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Server {
     asking: Arc<Asking>,
+    /// Agents ask several things at once; where no daemon runs, only one at a time can have the record.
+    turn: Arc<Mutex<()>>,
     tool_router: ToolRouter<Self>,
 }
 
@@ -67,6 +75,7 @@ impl Server {
         }
         Self {
             asking: Arc::new(args.asking),
+            turn: Arc::default(),
             tool_router,
         }
     }
@@ -77,7 +86,12 @@ impl Server {
         work: impl FnOnce(&Asking) -> Result<Value, Failure> + Send + 'static,
     ) -> Result<CallToolResult, ErrorData> {
         let asking = Arc::clone(&self.asking);
-        let answer = tokio::task::spawn_blocking(move || work(&asking)).await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let answer = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&asking)
+        });
+        let answer = answer.await;
         let answer = answer.map_err(|e| ErrorData::internal_error(e.to_string(), None))?;
         Ok(match answer {
             Ok(value) => CallToolResult::structured(value),
@@ -105,7 +119,8 @@ impl Server {
     }
 
     #[tool(
-        description = "Finds outputs of a build by target and by path: digest, size, and whether they are on disk",
+        description = "Finds what is on record in the output root of a build, by target and by path, whichever build there made it last: \
+                       digest, size, and whether it is on disk",
         annotations(read_only_hint = true)
     )]
     async fn outputs(&self, Parameters(wish): Parameters<OutputsWish>) -> Result<CallToolResult, ErrorData> {

@@ -52,7 +52,7 @@ impl Holder {
 
     /// Whether it has the record for as long as a question takes.
     fn only_asks(&self) -> bool {
-        let asking = ["mount", "ls", "stat", "why", "status", "du", "doctor"];
+        let asking = ["mount", "ls", "stat", "why", "status", "du", "doctor", "mcp"];
         let command = self.command.split_once(' ');
         command.is_some_and(|(program, command)| program == "outhaul" && asking.contains(&command))
     }

@@ -61,18 +61,29 @@ impl Agent {
     }
 
     async fn ask(&mut self, method: &str, params: Value) -> Value {
-        self.asked += 1;
-        let id = self.asked;
-        self.send(json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
-            .await;
-        loop {
+        let answer = self.answers(method, &[params]).await.remove(0);
+        assert!(answer["error"].is_null(), "{answer}");
+        answer["result"].clone()
+    }
+
+    /// Asks several things at once, and gives all that is answered.
+    async fn answers(&mut self, method: &str, asked: &[Value]) -> Vec<Value> {
+        let before = self.asked;
+        for params in asked {
+            self.asked += 1;
+            self.send(json!({"jsonrpc": "2.0", "id": self.asked, "method": method, "params": params}))
+                .await;
+        }
+        let mut answers = Vec::new();
+        while answers.len() < asked.len() {
             let line = in_time(self.lines.next_line()).await.unwrap().expect("an answer");
-            let mut answer: Value = serde_json::from_str(&line).expect(&line);
-            if answer["id"] == id {
-                assert!(answer["error"].is_null(), "{answer}");
-                return answer["result"].take();
+            let answer: Value = serde_json::from_str(&line).expect(&line);
+            let id = answer["id"].as_u64();
+            if id.is_some_and(|id| before < id && id <= self.asked) {
+                answers.push(answer);
             }
         }
+        answers
     }
 
     async fn tools(&mut self) -> Vec<String> {
@@ -147,6 +158,22 @@ async fn an_agent_reads_what_builds_have_left_and_writes_only_where_it_may() {
         let none = agent.call("builds", json!({"workspace": "/none"})).await;
         assert_eq!(count(&none, "builds"), 0);
 
+        let row = &builds["builds"][0];
+        let workspace = format!("{}/", row["workspace"].as_str().unwrap());
+        let of_workspace = agent.call("builds", json!({"workspace": workspace})).await;
+        assert_eq!(count(&of_workspace, "builds"), 1);
+        // What is not known is not passed over: the answer would be about another build.
+        let error = agent.refused("build", json!({"invocation": id})).await;
+        assert!(error.contains("unknown field `invocation`"), "{error}");
+        // Agents ask several things at once.
+        let why = |path| json!({"name": "why", "arguments": {"paths": [path]}});
+        for answer in agent
+            .answers("tools/call", &["/none/x", "/none/y", "/none/z"].map(why))
+            .await
+        {
+            assert_eq!(answer["result"]["isError"], false, "{answer}");
+        }
+
         let build = agent.call("build", json!({"invocation_id": id})).await;
         assert_eq!(build["build"]["state"], "settled", "{build}");
         assert_eq!(build["targets"][0]["label"], "//broken:broken", "{build}");
@@ -177,6 +204,12 @@ async fn an_agent_reads_what_builds_have_left_and_writes_only_where_it_may() {
             ("outputs", json!({"path": "("}), "path: ("),
             ("outputs", json!({"targets": ["x y"]}), "x y"),
             ("test_log", json!({"target": "//app:app"}), "//app:app"),
+            ("test_log", json!({"target": "//..."}), "name one target"),
+            (
+                "outputs",
+                json!({"invocation_id": "none", "workspace": row["workspace"]}),
+                "none",
+            ),
         ] {
             let said = agent.refused(tool, arguments).await;
             assert!(said.contains(part), "{tool}: {said}");
@@ -201,6 +234,10 @@ async fn an_agent_reads_what_builds_have_left_and_writes_only_where_it_may() {
     let got = agent.call("get", json!({"paths": [path, "/none/x"]})).await;
     assert_eq!(got["outputs"][0]["path"], "/none/x", "{got}");
     assert!(!got["outputs"][0]["error"].is_null() && path.exists(), "{got}");
+    let said = agent
+        .refused("get", json!({"invocation_id": id, "paths": ["/none/x"]}))
+        .await;
+    assert!(said.contains("a path says itself"), "{said}");
     let said = agent.refused("get", json!({})).await;
     assert!(said.contains("targets or paths"), "{said}");
     assert_eq!(agent.end().await, Some(0));

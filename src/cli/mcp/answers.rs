@@ -1,12 +1,12 @@
 //! What the tools are asked for, and what they answer.
 
 use std::{
-    fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use rmcp::schemars::{self, JsonSchema};
+use rustix::fs::CWD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -14,32 +14,37 @@ use super::bounded::{List, tail};
 use crate::{
     cli::{
         client::{Asking, Client},
+        exec,
         exit::Failure,
         get::{OfBuild, bring::materialized, of_targets, resolved},
         runtime,
         scratch::Scratch,
-        stage::{WhichArgs, failure, text},
+        stage::{WhichArgs, failure, text, workspace_named},
         view,
     },
     invocation::{
         pattern::{self, TargetPattern},
         policy::PathRegex,
     },
+    open_files::open_regular,
     proto::outhaul::v1 as pb,
 };
 
 /// Entries of a list that is not given a limit, and of any.
 const LIMIT: usize = 50;
 const LIMITS: usize = 500;
-/// Bytes of logs that are not given a limit, and of any.
+/// Bytes of logs, as JSON, that are not given a limit, and of any. Those of a list are more.
 const LOG_BYTES: u64 = 8 << 10;
-const LOGS_BYTES: u64 = 64 << 10;
-/// Builds among which those of a workspace are looked for.
-const BUILDS: u32 = 1000;
+const LOGS_BYTES: u64 = 32 << 10;
+/// Bytes that each of several logs may have at least.
+const LEAST: u64 = 512;
+/// Builds that are looked at.
+const BUILDS: u32 = 10_000;
 /// What test logs are called.
 const TEST_LOGS: &str = r".*/(test|attempt_\d+)\.log";
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BuildsWish {
     /// Only builds of this workspace: an absolute path
     workspace: Option<PathBuf>,
@@ -50,13 +55,15 @@ pub(super) struct BuildsWish {
 /// A build.
 #[derive(Deserialize, JsonSchema)]
 struct Which {
-    /// The build's invocation ID; if not given, the newest build of the workspace
+    /// The build's invocation ID; the workspace does not matter then. If not given, the newest build of the workspace
     invocation_id: Option<String>,
-    /// The workspace, as an absolute path; if not given, that of the directory where the server was started
+    /// The workspace, as an absolute path; if not given, that of the directory where the server was started, or any if there
+    /// is none
     workspace: Option<PathBuf>,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BuildWish {
     #[serde(flatten)]
     which: Which,
@@ -68,6 +75,7 @@ pub(super) struct BuildWish {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct OutputsWish {
     #[serde(flatten)]
     which: Which,
@@ -81,22 +89,25 @@ pub(super) struct OutputsWish {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct WhyWish {
     /// Paths of outputs: absolute, or below the workspace where the server was started, such as bazel-bin/pkg/x
     paths: Vec<PathBuf>,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LogWish {
     #[serde(flatten)]
     which: Which,
     /// The test's target, such as //pkg:test
     target: String,
-    /// At most so many bytes of all its logs together; 8192 if not given, 65536 at most
+    /// At most so many bytes of all its logs together; 8192 if not given, 32768 at most
     bytes: Option<u64>,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct GetWish {
     #[serde(flatten)]
     which: Which,
@@ -112,24 +123,33 @@ pub(super) struct GetWish {
 }
 
 impl Which {
-    /// Invocation ID and workspace, either or both empty.
+    /// Invocation ID or workspace; or neither.
     fn named(self) -> Result<(String, String), Failure> {
+        let invocation = self.invocation_id.filter(|id| !id.is_empty());
+        let workspace = self.workspace.filter(|path| !path.as_os_str().is_empty());
         let which = WhichArgs {
-            invocation: self.invocation_id.filter(|id| !id.is_empty()),
-            workspace: self.workspace.filter(|path| !path.as_os_str().is_empty()),
+            workspace: workspace.filter(|_| invocation.is_none()),
+            invocation,
         };
         which.or_around()
     }
+
+    const fn is_given(&self) -> bool {
+        self.invocation_id.is_some() || self.workspace.is_some()
+    }
 }
 
-/// Asks the client that knows a build.
+/// Asks the client that knows a build; for what is about none, the daemon, or the state directory's own record.
 fn ask<T>(
     asking: &Asking,
-    (invocation, workspace): (&str, &str),
+    build: Option<(&str, &str)>,
     work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     runtime()?.block_on(async {
-        let client = asking.client_of_build(invocation, workspace).await?;
+        let client = match build {
+            Some((invocation, workspace)) => asking.client_of_build(invocation, workspace).await?,
+            None => asking.client().await?,
+        };
         client.with(work).await
     })
 }
@@ -148,16 +168,12 @@ fn limit(wished: Option<usize>) -> usize {
 
 pub(super) fn builds(asking: &Asking, wish: BuildsWish) -> Result<Value, Failure> {
     let mut list = List::new(limit(wish.limit));
-    let workspace = wish.workspace.map(|path| text(&path, "workspace")).transpose()?;
-    let named = workspace.as_deref().unwrap_or_default();
-    let rows = ask(asking, ("", named), async |client| {
-        client.invocations(BUILDS).await
-    })?;
+    let workspace = workspace_named(wish.workspace.as_deref())?;
+    let build = Some(("", workspace.as_str())).filter(|_| !workspace.is_empty());
+    let rows = ask(asking, build, async |client| client.invocations(BUILDS).await)?;
     for row in rows {
-        if workspace
-            .as_ref()
-            .is_none_or(|workspace| row.workspace == *workspace)
-        {
+        // However many slashes it is written with.
+        if workspace.is_empty() || Path::new(&row.workspace) == Path::new(&workspace) {
             list.push(|| view::invocation_json(&row));
         }
     }
@@ -167,7 +183,7 @@ pub(super) fn builds(asking: &Asking, wish: BuildsWish) -> Result<Value, Failure
 pub(super) fn build(asking: &Asking, wish: BuildWish) -> Result<Value, Failure> {
     let (id, workspace) = wish.which.named()?;
     let meant = (id.as_str(), workspace.as_str());
-    let (row, mut targets) = ask(asking, meant, async |client| {
+    let (row, mut targets) = ask(asking, Some(meant), async |client| {
         let id = id_of(client, meant).await?;
         client.invocation(&id).await
     })?;
@@ -198,7 +214,7 @@ pub(super) fn outputs(asking: &Asking, wish: OutputsWish) -> Result<Value, Failu
     });
     let path = path.transpose()?;
     let mut list = List::new(limit(wish.limit));
-    ask(asking, meant, async |client| {
+    ask(asking, Some(meant), async |client| {
         let id = id_of(client, meant).await?;
         client
             .outputs(&id, pb::OutputClass::Unspecified, |output| {
@@ -216,7 +232,7 @@ pub(super) fn outputs(asking: &Asking, wish: OutputsWish) -> Result<Value, Failu
 
 pub(super) fn why(asking: &Asking, wish: &WhyWish) -> Result<Value, Failure> {
     let paths = resolved(&wish.paths)?;
-    let answers = ask(asking, ("", ""), async |client| client.why(paths).await)?;
+    let answers = ask(asking, None, async |client| client.why(paths).await)?;
     let mut list = List::new(LIMITS);
     for (path, answer) in wish.paths.iter().zip(answers) {
         list.push(|| match &answer.output {
@@ -233,6 +249,7 @@ pub(super) fn why(asking: &Asking, wish: &WhyWish) -> Result<Value, Failure> {
 
 /// Copies the logs to a directory of our own: the output tree may have those of another build, or none.
 pub(super) fn test_log(asking: &Asking, wish: LogWish) -> Result<Value, Failure> {
+    let wanted = exec::target(&wish.target)?;
     let (id, workspace) = wish.which.named()?;
     let scratch = Scratch::temporary("outhaul-mcp-")?;
     let directory = scratch.path().join("logs");
@@ -241,18 +258,17 @@ pub(super) fn test_log(asking: &Asking, wish: LogWish) -> Result<Value, Failure>
         workspace: workspace.clone(),
         directory: text(&directory, "TMPDIR")?,
         wish: Some(pb::StageWish {
-            targets: vec![wish.target.clone()],
             include: vec![TEST_LOGS.to_owned()],
-            ..pb::StageWish::default()
+            ..wanted
         }),
         wait_all: true,
         ..pb::StageRequest::default()
     };
-    let staged = ask(asking, (&id, &workspace), async |client| {
+    let staged = ask(asking, Some((&id, &workspace)), async |client| {
         client.stage(request).await.map_err(|status| failure(&status))
     })?;
     let most = wish.bytes.unwrap_or(LOG_BYTES).min(LOGS_BYTES);
-    let share = most / (staged.outputs.len().max(1) as u64);
+    let share = (most / (staged.outputs.len().max(1) as u64)).max(LEAST.min(most));
     let mut list = List::new(LIMITS);
     for output in &staged.outputs {
         let log = end_of(&directory.join(&output.path), share);
@@ -269,38 +285,45 @@ pub(super) fn test_log(asking: &Asking, wish: LogWish) -> Result<Value, Failure>
     }
     let mut answer = list.into_json("logs");
     answer["invocation_id"] = staged.invocation_id.into();
+    if !staged.notes.is_empty() {
+        answer["notes"] = staged.notes.into();
+    }
     Ok(answer)
 }
 
-/// The end of a file, at most so many bytes, and its size.
-fn end_of(path: &Path, most: u64) -> std::io::Result<(String, u64)> {
-    let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
+/// The end of a file, at most so many bytes as JSON, and its size. A build may have made its log a link to anything.
+fn end_of(path: &Path, most: u64) -> io::Result<(String, u64)> {
+    let (mut file, size) =
+        open_regular(CWD, path)?.ok_or_else(|| io::Error::other("it is not a regular file"))?;
     let skipped = size.saturating_sub(most);
     file.seek(SeekFrom::Start(skipped))?;
     let mut bytes = Vec::new();
     file.take(most).read_to_end(&mut bytes)?;
-    Ok((tail(&bytes, skipped == 0), size))
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    Ok((tail(&bytes, skipped == 0, most), size))
 }
 
 pub(super) fn get(asking: &Asking, wish: GetWish) -> Result<Value, Failure> {
     if wish.targets.is_empty() && wish.paths.is_empty() {
         return Err(Failure::usage("name targets or paths"));
     }
+    let selects = !wish.targets.is_empty();
+    if !selects && (wish.which.is_given() || !wish.output_groups.is_empty()) {
+        return Err(Failure::usage(
+            "invocation_id, workspace and output_groups are for targets; a path says itself which build it is of",
+        ));
+    }
     let mut paths = resolved(&wish.paths)?;
-    let (id, workspace) = if wish.targets.is_empty() {
-        (String::new(), String::new())
-    } else {
-        wish.which.named()?
-    };
+    let (id, workspace) = wish.which.named()?;
     let targets = pb::StageWish {
         targets: wish.targets,
         output_groups: wish.output_groups,
         ..pb::StageWish::default()
     };
-    let mut results = ask(asking, (&id, &workspace), async |client| {
+    let build = Some((id.as_str(), workspace.as_str())).filter(|_| selects);
+    let mut results = ask(asking, build, async |client| {
         let mut of_build = None;
-        if !targets.targets.is_empty() {
+        if selects {
             let (build, outputs) = of_targets(client, targets, &id, &workspace).await?;
             let named = OfBuild::new(&build, outputs);
             paths.extend(named.outputs.keys().cloned());
@@ -320,4 +343,22 @@ pub(super) fn get(asking: &Asking, wish: GetWish) -> Result<Value, Failure> {
         });
     }
     Ok(list.into_json("outputs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_read_and_only_their_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("test.log"), "first\nlast\n").unwrap();
+        std::os::unix::fs::symlink("test.log", path("link")).unwrap();
+        rustix::fs::mkfifoat(CWD, path("pipe"), rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(end_of(&path("test.log"), 8).unwrap(), ("last\n".to_owned(), 11));
+        for other in ["link", "pipe", "none", ""] {
+            assert!(end_of(&path(other), 8).is_err(), "{other}");
+        }
+    }
 }

@@ -46,13 +46,27 @@ impl List {
     }
 }
 
-/// The end of a text, from the beginning of a line where there is one.
-pub(super) fn tail(bytes: &[u8], is_whole: bool) -> String {
-    let whole_lines = match bytes.iter().position(|byte| *byte == b'\n') {
-        Some(end) if !is_whole && end + 1 < bytes.len() => &bytes[end + 1..],
-        _ => bytes,
+/// The end of a text, at most so many bytes as JSON, from the beginning of a line where there is one.
+pub(super) fn tail(bytes: &[u8], is_whole: bool, most: usize) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut left = most;
+    let mut begin = text.len();
+    for (at, c) in text.char_indices().rev() {
+        // Without the quotation marks.
+        let written = serde_json::Value::from(c.to_string()).to_string().len() - 2;
+        if written > left {
+            break;
+        }
+        left -= written;
+        begin = at;
+    }
+    let text = &text[begin..];
+    let is_whole = is_whole && begin == 0;
+    let whole_lines = match text.find('\n') {
+        Some(end) if !is_whole && end + 1 < text.len() => &text[end + 1..],
+        _ => text,
     };
-    String::from_utf8_lossy(whole_lines).into_owned()
+    whole_lines.to_owned()
 }
 
 #[cfg(test)]
@@ -90,7 +104,16 @@ mod tests {
             (b"", true, ""),
             (b"\xff\n\xc3\xa9", false, "\u{e9}"),
         ] {
-            assert_eq!(tail(bytes, is_whole), expected);
+            assert_eq!(tail(bytes, is_whole, 100), expected);
+        }
+        for (bytes, most, expected) in [
+            (&b"first\nlast\n"[..], 12, "last\n"),
+            (b"first\nlast\n", 13, "first\nlast\n"),
+            (b"\0\0\0", 12, "\0\0"),
+            (b"x\xff", 2, ""),
+            (b"x", 0, ""),
+        ] {
+            assert_eq!(tail(bytes, true, most), expected);
         }
     }
 }
