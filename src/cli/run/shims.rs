@@ -46,7 +46,7 @@ const HELPER: &str = "outhaul-no-credentials";
 const SOCKET: &str = "socket";
 /// The directory of the scripts.
 const BIN: &str = "bin";
-/// A link beside it, to the directory of the newest `run` that uses them.
+/// A link beside it, to the directory of a `run` that uses them.
 const RUN: &str = "run";
 /// The longest name of an interpreter that every kernel takes.
 const LONGEST: usize = 120;
@@ -130,14 +130,14 @@ impl Shims {
                 .create(place)
                 .is_ok()
                 && takes_scripts(place)
-                && fill(place, &bazels, &ours, dir.path()).is_ok()
+                && fill(place, &bazels, &ours).is_ok()
         });
         let stands = match kept {
             Some(place) => place,
             None => {
                 let place = dir.path().join(&name);
                 std::fs::create_dir(&place)?;
-                fill(&place, &bazels, &ours, dir.path())?;
+                fill(&place, &bazels, &ours)?;
                 place
             }
         };
@@ -160,7 +160,7 @@ impl Shims {
 
     /// Answers Bazels below this directory from now on.
     pub(super) fn serve(&self, host: Arc<Host>) -> std::io::Result<()> {
-        let listener = UnixListener::bind(self.scratch().join(SOCKET))?;
+        let listener = self.listen()?;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let host = host.clone();
@@ -172,6 +172,16 @@ impl Shims {
             }
         });
         Ok(())
+    }
+
+    fn listen(&self) -> std::io::Result<UnixListener> {
+        let listener = UnixListener::bind(self.scratch().join(SOCKET))?;
+        // For those whose environment does not tell. One that is around this one, or runs beside it, keeps them.
+        let link = self.stands.join(RUN);
+        if StdUnixStream::connect(link.join(SOCKET)).is_err() {
+            renamed(&self.stands, &link, |made| symlink(self.scratch(), made))?;
+        }
+        Ok(listener)
     }
 
     /// What the environment of a wrapped program differs in.
@@ -211,28 +221,29 @@ fn takes_scripts(directory: &Path) -> bool {
     !is_noexec && interpreter.len() <= LONGEST && !interpreter.iter().any(u8::is_ascii_whitespace)
 }
 
+/// Makes something in a directory, and gives it a name there, whatever has that.
+fn renamed(place: &Path, to: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
+    let made = place.join(format!("{}-{:08x}", std::process::id(), rand::random::<u32>()));
+    make(&made)
+        .and_then(|()| std::fs::rename(&made, to))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&made);
+        })
+}
+
 /// Puts scripts into a directory, which another `run` may be doing at the same time.
-fn fill(place: &Path, bazels: &[(&str, PathBuf)], ours: &Path, run: &Path) -> std::io::Result<()> {
-    let renamed = |to: &Path, make: &dyn Fn(&Path) -> std::io::Result<()>| {
-        let made = place.join(format!("{}-{:08x}", std::process::id(), rand::random::<u32>()));
-        make(&made)
-            .and_then(|()| std::fs::rename(&made, to))
-            .inspect_err(|_| {
-                let _ = std::fs::remove_file(&made);
-            })
-    };
+fn fill(place: &Path, bazels: &[(&str, PathBuf)], ours: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .create(place.join(BIN))?;
     let interpreter = place.join(NAMED);
-    renamed(&interpreter, &|made| symlink(ours, made))?;
-    renamed(&place.join(RUN), &|made| symlink(run, made))?;
+    renamed(place, &interpreter, |made| symlink(ours, made))?;
     // Not links to this program, where that can be: scripts follow links, and call what they find there.
     let are_links = !takes_scripts(place);
     for (name, bazel) in bazels {
         let to = place.join(BIN).join(name);
         if are_links {
-            renamed(&to, &|made| symlink(ours, made))?;
+            renamed(place, &to, |made| symlink(ours, made))?;
             continue;
         }
         // Not a shell's script: a shell leaves variables out whose names it could not have itself.
@@ -246,7 +257,7 @@ fn fill(place: &Path, bazels: &[(&str, PathBuf)], ours: &Path, run: &Path) -> st
         if std::fs::read(&to).is_ok_and(|there| there == script) {
             continue;
         }
-        renamed(&to, &|made| {
+        renamed(place, &to, |made| {
             let mut file = File::options()
                 .write(true)
                 .create_new(true)
@@ -430,7 +441,10 @@ fn corrected(options: &[String], directory: &Path) -> Vec<String> {
 fn directory(scripts: Option<&Path>) -> Option<PathBuf> {
     match std::env::var_os(VARIABLE) {
         Some(directory) => Some(directory.into()),
-        None => std::fs::read_link(scripts?.join(RUN)).ok(),
+        // The link stays when that `run` has ended.
+        None => std::fs::read_link(scripts?.join(RUN))
+            .ok()
+            .filter(|directory| directory.join(SOCKET).exists()),
     }
 }
 
@@ -443,6 +457,15 @@ fn scripts() -> Option<PathBuf> {
 
 fn ask(socket: &Path, request: &ShimRequest) -> std::io::Result<Answer> {
     let mut stream = StdUnixStream::connect(socket)?;
+    // Where a `run` had its directory, anybody may make one. It is told all options, and says what Bazel is run with.
+    let theirs = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+    if theirs != rustix::process::geteuid() && !theirs.is_root() {
+        return Err(std::io::Error::other(format!(
+            "{} is of user {}",
+            socket.display(),
+            theirs.as_raw()
+        )));
+    }
     stream.write_all(&serde_json::to_vec(request)?)?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut answer = Vec::new();
@@ -506,8 +529,8 @@ mod tests {
         std::fs::create_dir(&place).unwrap();
         let bazels = [("a", "/a b/it's".into()), ("b", "/new\nline/bazel".into())];
         // The second time, everything is there.
-        for run in ["/run/1", "/run/2"] {
-            fill(&place, &bazels, &ours, Path::new(run)).unwrap();
+        for _ in 0..2 {
+            fill(&place, &bazels, &ours).unwrap();
             for (name, bazel) in &bazels {
                 let script = place.join(BIN).join(name);
                 assert_eq!(meant_by(&script), Some(bazel.into()));
@@ -515,32 +538,40 @@ mod tests {
                 let text = std::fs::read_to_string(&script).unwrap();
                 assert!(text.starts_with(&format!("#!{}\n", place.join(NAMED).display())));
             }
-            assert_eq!(std::fs::read_link(place.join(RUN)).unwrap(), Path::new(run));
         }
-        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 3);
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 2);
         // A kernel would take the rest of its name for an argument.
         let odd = base.path().join("a b/outhaul-bazel-a");
         std::fs::create_dir_all(&odd).unwrap();
-        fill(&odd, &bazels, &ours, Path::new("/run")).unwrap();
+        fill(&odd, &bazels, &ours).unwrap();
         assert!(odd.join(BIN).join("a").is_symlink());
         assert_eq!(meant_by(Path::new("/bin/sh")), None);
     }
 
-    #[test]
-    fn scripts_stay_where_they_are_from_run_to_run() {
+    #[tokio::test]
+    async fn scripts_stay_where_they_are_from_run_to_run() {
         let base = tempfile::tempdir().unwrap();
         let state = base.path().join("state");
         std::fs::create_dir(&state).unwrap();
         let make =
             |state: &Path| Shims::with(Scratch::new(base.path(), PREFIX).unwrap(), Some(state)).unwrap();
-        let (first, second) = (make(&state), make(&state));
+        let [first, second, third] = [(); 3].map(|()| make(&state));
         assert!(first.stands.starts_with(&state));
         assert_eq!(first.stands, second.stands);
-        let newest = second.scratch().to_owned();
-        assert_eq!(std::fs::read_link(first.stands.join(RUN)).unwrap(), newest);
         let stands = first.stands.clone();
-        drop((first, second));
-        assert!(has_scripts(&stands) && !newest.exists());
+        let leads_to = || directory(Some(&stands));
+        assert_eq!(leads_to(), None, "nothing is served");
+        // Only a `run` that is there has those without a word in their environment; one beside it does not take them over.
+        let _first = first.listen().unwrap();
+        assert_eq!(leads_to().unwrap(), first.scratch());
+        let _second = second.listen().unwrap();
+        assert_eq!(leads_to().unwrap(), first.scratch());
+        drop(first);
+        assert_eq!(leads_to(), None);
+        let _third = third.listen().unwrap();
+        assert_eq!(leads_to().unwrap(), third.scratch());
+        drop((second, third));
+        assert!(has_scripts(&stands) && leads_to().is_none());
         // Where there can be none, they go with the `run`.
         let file = base.path().join("file");
         std::fs::write(&file, "").unwrap();
