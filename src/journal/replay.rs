@@ -15,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use super::{
     error::JournalError,
@@ -158,8 +161,9 @@ fn aside(journal: &Path) -> Result<PathBuf, JournalError> {
                 remove(&journal.with_extension(REPLAYING));
                 return Ok(to);
             }
-            Err(rustix::io::Errno::EXIST) if number < 1000 => number += 1,
-            // A file system without that call: nobody else writes here.
+            Err(Errno::EXIST) if number < 1000 => number += 1,
+            // Nobody else writes here.
+            Err(errno) if is_lacking(errno) && to.exists() && number < 1000 => number += 1,
             Err(errno) if is_lacking(errno) && !to.exists() => {
                 fs::rename(journal, &to).map_err(JournalError::io("set aside", journal))?;
                 remove(&journal.with_extension(REPLAYING));

@@ -327,8 +327,15 @@ impl NewFile {
         };
         let (from, interim) = (&name.temp, &name.name);
         match fs::renameat_with(from, interim, dir, to, RenameFlags::NOREPLACE) {
-            // NFS and others have no such rename; a second link says the same, and the first goes with `self`.
-            Err(errno) if is_lacking(errno) => fs::linkat(from, interim, dir, to, AtFlags::empty()),
+            // NFS and others have no such rename; a second link says the same.
+            Err(errno) if is_lacking(errno) => {
+                fs::linkat(from, interim, dir, to, AtFlags::empty())?;
+                // At once, since that changes the file's stamp.
+                if fs::unlinkat(from, interim, AtFlags::empty()).is_ok() {
+                    self.forget_name();
+                }
+                Ok(())
+            }
             other => other.map(|()| self.forget_name()),
         }
     }
