@@ -475,6 +475,8 @@ async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifes
     let an_hour_ago = now - Duration::from_secs(3600);
     for (program, made, brought) in [
         ("hidden", an_hour_ago, true),
+        ("deep/hidden.launcher", an_hour_ago, true),
+        ("hiddenother.sh", an_hour_ago, false),
         ("hidden.executable", now, true),
         ("hidden_/any.sh", now, true),
         ("some/deep/any.sh", now, true),

@@ -5,6 +5,7 @@
 //! lies there is newer than what the action cache says. What is absent and has no digest has failed.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap, HashSet},
     hash::BuildHasher as _,
     sync::Arc,
@@ -124,7 +125,8 @@ impl Actor {
         let owners = Owners::of(&self.ledger.targets, &mut self.build);
         let (mut programs, mut others) = (Vec::new(), Vec::new());
         for program in found {
-            match owners.of_program(self, &program) {
+            let owner = owners.of_program(self, &program);
+            match owner.or_else(|| owners.named_after(&program).map(|target| (target, false))) {
                 Some((target, is_sure)) => programs.push((program, target, is_sure)),
                 None => others.extend(owners.by_package(&program).map(|target| (program, target))),
             }
@@ -185,7 +187,9 @@ impl Actor {
             let most = self.build.most_of_runfiles(&target.label);
             (most > Class::Known).then_some((program, target, is_sure, most))
         });
-        let programs: Vec<_> = wanted.collect();
+        let mut programs: Vec<_> = wanted.collect();
+        // What two of them need is wanted as much as the one that is wanted more.
+        programs.sort_by(|a, b| (Reverse(a.3), &a.0).cmp(&(Reverse(b.3), &b.0)));
         let place = self.site.open_root().filter(|_| !programs.is_empty())?;
         let (root, version) = (place.root.clone(), place.version);
         let exec_root = self
@@ -401,8 +405,8 @@ impl Actor {
 
 /// Whose a program may be.
 struct Owners<'a> {
-    /// By the places of their names.
-    by_name: HashMap<String, &'a Arc<TargetId>>,
+    /// By the places of their names, and how much their runfiles can be wanted.
+    by_name: HashMap<String, (Class, &'a Arc<TargetId>)>,
     /// By their packages, and how much their runfiles can be wanted: of several, one of those where that is most. Those of
     /// tests are not, in a command that tests.
     by_package: HashMap<String, (Class, &'a Arc<TargetId>)>,
@@ -419,8 +423,8 @@ impl<'a> Owners<'a> {
                 && may_own(build, target)
                 && let Some((package, name)) = runfiles::place_of(&target.label)
             {
-                owners.by_name.insert(format!("{package}{name}"), target);
                 let most = build.most_of_runfiles(&target.label);
+                owners.by_name.insert(format!("{package}{name}"), (most, target));
                 let before = owners.by_package.get(&package);
                 if before.is_none_or(|(before, _)| *before < most) {
                     owners.by_package.insert(package, (most, target));
@@ -446,7 +450,7 @@ impl<'a> Owners<'a> {
         {
             return Some((wanted.target.clone(), true));
         }
-        if let Some(target) = self.by_name.get(&*place) {
+        if let Some((_, target)) = self.by_name.get(&*place) {
             return Some(((*target).clone(), true));
         }
         // An alias has the outputs, and the runfiles, of what is in another package.
@@ -456,6 +460,23 @@ impl<'a> Owners<'a> {
         // It is wanted, but another one has named it first.
         named?;
         self.by_package(program).map(|target| (target, false))
+    }
+
+    /// The target of the program's package whose name its file's begins with, such as `app` for `launchers/app.sh`. Whichever
+    /// build made its manifest, it may well be of that target.
+    fn named_after(&self, program: &str) -> Option<Arc<TargetId>> {
+        let place = runfiles::place_in_bin(program)?;
+        let ends = place.rmatch_indices('/').map(|(at, _)| at + 1).chain([0]);
+        let file = place.rsplit('/').next()?;
+        for package in ends.map(|end| &place[..end]) {
+            for (at, _) in file.rmatch_indices(['.', '-', '_']) {
+                match self.by_name.get(&format!("{package}{}", &file[..at])) {
+                    Some((most, target)) if *most > Class::Known => return Some((*target).clone()),
+                    _ => {}
+                }
+            }
+        }
+        None
     }
 
     /// A target of the package that a program is in.

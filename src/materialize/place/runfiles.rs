@@ -58,6 +58,8 @@ const MOST: usize = 1_000_000;
 const OWNER: &str = "DO_NOT_BUILD_HERE";
 /// Directories that are remembered as having none.
 const REMEMBERED: usize = 1 << 16;
+/// Names of directories that are remembered of each.
+const NAMES: usize = 1000;
 
 /// What is at a path, links followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,30 +88,30 @@ pub enum Lying {
 impl OutputRoot {
     /// The programs that have a manifest of runfiles in some directories, and anywhere in those of some packages but not in
     /// those of packages below them; by their paths below the root. A directory that is as it was when it had none is not
-    /// read again. Also a directory that was not looked at, if there were too many; those that are deep in others come last.
+    /// read again. Also a directory that was not looked at, if there are too many: of each package, those come last that are
+    /// deepest.
     pub fn programs(&self, directories: &[String], packages: &[String]) -> (Vec<String>, Option<String>) {
         let mut looked_at = HashSet::new();
         let mut programs = Vec::new();
-        let mut left = VecDeque::from(packages.to_vec());
-        let mut deeper = WALKED;
+        // One of each package in turn, so that a large one does not hide the others.
+        let left = packages.iter().map(|package| VecDeque::from([package.clone()]));
+        let mut left: VecDeque<VecDeque<String>> = left.collect();
         let mut passed_over = None;
-        while let Some(directory) = left.pop_front() {
-            if looked_at.contains(&directory) {
+        while let Some(mut of_package) = left.pop_front() {
+            let Some(directory) = of_package.pop_front() else {
                 continue;
-            }
-            for name in self.programs_in(&directory, &mut programs) {
-                if self.is_package(&directory, &name) {
-                    continue;
+            };
+            if !looked_at.contains(&directory) {
+                if looked_at.len() >= packages.len() + WALKED {
+                    passed_over = Some(directory);
+                    break;
                 }
-                let below = format!("{directory}/{name}");
-                if deeper == 0 {
-                    passed_over.get_or_insert(below);
-                } else {
-                    left.push_back(below);
-                    deeper -= 1;
-                }
+                let below = self.programs_in(&directory, &mut programs).into_iter();
+                let below = below.filter(|name| !self.is_package(&directory, name));
+                of_package.extend(below.take(WALKED).map(|name| format!("{directory}/{name}")));
+                looked_at.insert(directory);
             }
-            looked_at.insert(directory);
+            left.push_back(of_package);
         }
         for directory in directories
             .iter()
@@ -155,7 +157,7 @@ impl OutputRoot {
         let below = list(&here, directory, programs);
         if programs.len() > before {
             without.remove(directory);
-        } else if without.len() < REMEMBERED || without.contains_key(directory) {
+        } else if below.len() <= NAMES && (without.len() < REMEMBERED || without.contains_key(directory)) {
             without.insert(directory.to_owned(), (stamp, below.clone()));
         }
         below
@@ -498,7 +500,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(dir.path().join("away"), exec_root.join("bazel-out/k8/bin/link")).unwrap();
         let root = OutputRoot::open(&exec_root, false).unwrap();
-        for package in ["/link", "/../../..", "/../../../..", "/../../../../../away"] {
+        for package in ["/link", "/../../../..", "/../../../../../away"] {
             let found = root.programs(&[], &[format!("bazel-out/k8/bin{package}")]);
             assert_eq!(found, (Vec::new(), None), "{package}");
         }
