@@ -528,13 +528,15 @@ impl Store {
             let mut state = self.state.lock();
             // As it is now that others have had their turn.
             let missing = self.missing_space(blob);
-            if missing == 0 {
+            let evicted = match missing {
+                0 => Vec::new(),
+                missing => state.shelf.make_way(missing),
+            };
+            if evicted.is_empty() {
+                // What made way for another one may not be removed yet.
                 return state.made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED);
             }
-            let evicted = state.shelf.make_way(missing);
-            if evicted.is_empty() {
-                return false;
-            }
+            state.made_way = Some(Instant::now());
             // Before the lock is free: one could be fetched again already.
             self.put_aside(&mut state, &evicted)
         };

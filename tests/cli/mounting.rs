@@ -403,6 +403,9 @@ async fn a_user_other_than_root_mounts_and_unmounts() {
         mounted.running.end().await;
         // What a killed one leaves, the next one unmounts.
         assert_eq!(is_mounted(&at), signal == Signal::KILL);
+        if signal == Signal::KILL {
+            std::mem::forget(mounted);
+        }
     }
     let mut command = clean(Command::new(&program));
     command.uid(NOBODY).gid(NOBODY).current_dir("/");
@@ -624,12 +627,16 @@ async fn what_the_store_can_do_without_makes_way_on_a_full_disk() {
     for suffix in ["images/b.png", "index.html", "style.css"] {
         assert_eq!(fs::read(path(suffix)).unwrap().len(), 10_000);
     }
-    // Several at once: there is room for each of them, but none to spare.
+    // Several at once, for all of which the program makes way.
     drop(mounted);
+    fs::remove_file(disk.ballast()).unwrap();
+    let store = format!("--store-dir={}", world.path("disk/other"));
     let Some(mounted) = Mounted::start(name, &world, &[&flag, &store, "--no-prefetch"]).await else {
         return;
     };
     let path = |suffix: &str| mounted.latest().join(&world.file(suffix).0.path);
+    assert_eq!(fs::read(path("app/app")).unwrap().len(), 5_000_000);
+    disk.fill();
     let readers: Vec<_> = [
         "images/a.png",
         "images/b.png",
