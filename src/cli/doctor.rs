@@ -212,7 +212,7 @@ async fn of_command(
         cache: if names_a_cache(line) { reached } else { Ok(()) },
         is_builds_cache: !args.cache.names_a_cache(),
         reads_action_cache: !args.place.no_action_cache,
-        is_waited_for: info.word != "run" || waits_for_all(line),
+        is_waited_for: info.word != "run" && !info.is_script || waits_for_all(line),
     };
     found.push(options::downloads(&setting));
     found.extend(of_cache);

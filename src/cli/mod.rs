@@ -44,6 +44,9 @@ mod wait;
 mod watch;
 
 pub use self::commands::main;
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+
 use self::exit::Failure;
 use crate::open_files;
 
@@ -54,8 +57,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn bare_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))
+        .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))?;
+    // Under `ulimit -f`, a write that is too long fails then, as on a full disk, and does not end the process. What is handled
+    // here, children begin with as usual.
+    runtime.block_on(async {
+        let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
+    });
+    Ok(runtime)
 }

@@ -1,18 +1,19 @@
 //! What every command that downloads outputs needs.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use crate::{
     bep::{self, event::CommandLine},
     bes::{BesOptions, BesService, HoldPolicy, Upstream, limits::BesLimits},
     builds::Decoders,
     control::Service,
+    exec_path::BUILD_TREE,
     invocation::{Engine, policy::Policy},
     journal::Journal,
     lease,
     materialize::{MaterializeOptions, Materializer},
     metrics::Metrics,
-    record::Record,
+    record::{OutputState, Record},
     roots::{RootError, RootRules, Roots},
     sources::{BuildDirectories, SourceError, SourceRule, Sources},
 };
@@ -100,6 +101,35 @@ impl Services {
     /// When a rule forbids it, or the directory cannot be seen from here.
     pub(crate) fn allows(&self, output_base: &Path) -> Result<(), RootError> {
         self.roots.allows(output_base)
+    }
+
+    /// Whether directories are gone that recorded outputs lay in, and Bazel's action cache is still there: then Bazel does not
+    /// name these outputs if it downloads nothing. Walks over the record, and blocks.
+    pub(crate) fn lacks_directories(&self, output_base: &Path) -> bool {
+        let entries = std::fs::read_dir(output_base.join("action_cache"));
+        if !entries.is_ok_and(|mut entries| entries.next().is_some()) {
+            return false;
+        }
+        let roots = self.record.roots().into_iter();
+        roots
+            .filter(|(_, root)| Path::new(&root.path).starts_with(output_base))
+            .any(|(id, root)| {
+                let exec_root = Path::new(&root.path);
+                let mut looked_at = HashSet::new();
+                let is_all_there = self.record.see_outputs_after(id, BUILD_TREE, |row| {
+                    let path = (row.state() == OutputState::Materialized)
+                        .then(|| row.path())
+                        .flatten();
+                    let directory = path.as_ref().and_then(|path| path.parent()).unwrap_or_default();
+                    let is_new = !looked_at.contains(directory) && looked_at.insert(directory.to_owned());
+                    if is_new && !exec_root.join(directory).exists() {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                });
+                !is_all_there
+            })
     }
 
     /// Whether Bazel's action cache may be read.

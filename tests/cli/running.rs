@@ -153,6 +153,8 @@ async fn flags_stand_last_whatever_the_rc_files_say() {
         ),
         ("\"--bes_backend=\"", ""),
         (&*cache, "<--remote_download_minimal>"),
+        // This Bazel is a script, and `run` does not wait before its next line.
+        (&*format!("{cache},\"--bes_upload_mode=fully_async\""), ""),
         (
             &*format!("{cache},\"--remote_download_toplevel\""),
             "<--remote_download_minimal>",
@@ -587,6 +589,13 @@ async fn the_command_runs_in_poor_environments() {
         .env("HOME", place.dir.path());
     few.env("CODE", "5").current_dir(place.dir.path());
     finish(few).await.says(5, &["received no events of"]);
+    // Files may not become long enough for the record.
+    let mut short = clean(Command::new("sh"));
+    short.args(["-c", &line.replace("-n 64", "-f 1")]);
+    short.env("PATH", place.path()).env("HOME", place.dir.path());
+    short.env("CODE", "5").current_dir(place.dir.path());
+    let ran = finish(short).await;
+    assert_eq!(ran.code, Some(5), "{ran}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

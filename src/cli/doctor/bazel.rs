@@ -91,6 +91,7 @@ impl Place {
             backend: None,
             options: Err(reason),
             is_refused: false,
+            is_script: false,
         };
         Some((info, false))
     }
@@ -311,6 +312,7 @@ mod tests {
             backend: None,
             options,
             is_refused: false,
+            is_script: false,
         };
         assert_eq!(options(&info(Ok(Options::default())), true).level, Level::Ok);
         let unknown = info(Err("a reason".to_owned()));

@@ -253,8 +253,8 @@ impl Host {
                 // Tests, and a program that it runs, have run.
                 let repeats = attempt == Attempt::First && info.word == REPEATED;
                 // The next step of a program, or the one that `bazel run` starts, needs the outputs.
-                let is_waited_for =
-                    attempt == Attempt::First && info.word != "run" || line.is_some_and(waits_for_all);
+                let is_last = attempt == Attempt::First && info.word != "run" && !info.is_script;
+                let is_waited_for = is_last || line.is_some_and(waits_for_all);
                 self.downloads(info, line, (repeats, is_waited_for), answer).await
             }
             Attempt::Alone => false,
@@ -389,13 +389,25 @@ impl Host {
             };
         }
         let is_reached = setting.cache.is_ok() || line.is_none_or(|line| line.remote_cache().is_none());
-        let mode = decide(&setting);
+        let mut mode = decide(&setting);
+        // One that can run again brings them then.
+        if mode == Mode::Minimal && !repeats && self.lacks_directories(base).await {
+            mode =
+                Mode::Own("directories of outputs were deleted, and Bazel may not name what belongs there");
+        }
         match mode {
             Mode::Minimal => answer.flags.push(MINIMAL.to_owned()),
             Mode::Own(reason) => tracing::info!("leaving Bazel's download mode unchanged: {reason}"),
             Mode::Unable(reason) => answer.messages.push(reason),
         }
         is_reached
+    }
+
+    async fn lacks_directories(&self, base: Option<&PathBuf>) -> bool {
+        let Some(base) = base.cloned() else { return false };
+        let services = self.services.clone();
+        let looking = tokio::task::spawn_blocking(move || services.lacks_directories(&base));
+        looking.await.unwrap_or(false)
     }
 
     /// Whether the cache that is read is the build's own.

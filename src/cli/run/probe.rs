@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use super::line::Line;
+use super::{line::Line, program};
 use crate::bep::event::CommandLine;
 
 /// Where the directory of the `outhaul run` around a program is. A `tools/bazel` calls `outhaul-bazel` in it.
@@ -95,6 +95,9 @@ pub(in crate::cli) struct CommandInfo {
     /// Whether Bazel refuses the command for an option of its own: it builds nothing, and says so itself.
     #[serde(default)]
     pub(in crate::cli) is_refused: bool,
+    /// Whether the program is a script, which may go on when its Bazel has ended.
+    #[serde(default)]
+    pub(in crate::cli) is_script: bool,
 }
 
 /// The options of a command, the rc files' included, in their order.
@@ -168,6 +171,7 @@ impl Probe<'_> {
             backend: line.own_values("bes_backend").pop(),
             options,
             is_refused,
+            is_script: program::is_script(self.program),
         }
     }
 

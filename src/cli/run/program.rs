@@ -59,6 +59,18 @@ pub(in crate::cli) fn is_bazel(file: &Path) -> bool {
         || holds_a_server(file)
 }
 
+/// Whether a program is a script: a wrapper around Bazel, which may do more than call it. Not Bazelisk, which npm installs as
+/// one.
+pub(super) fn is_script(file: &Path) -> bool {
+    let mut begin = [0; 2];
+    let read = File::open(file).and_then(|file| file.read_exact_at(&mut begin, 0));
+    let is_bazelisk = file.canonicalize().is_ok_and(|real| {
+        real.file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"bazelisk"))
+    });
+    read.is_ok() && begin == *b"#!" && !is_bazelisk
+}
+
 /// `bazel`, `bazelisk`, and these with a version or a platform, such as `bazel-7.7.1` and `bazelisk-linux-amd64`;
 /// not `bazel-remote`.
 fn is_name(name: &OsStr) -> bool {
@@ -111,6 +123,24 @@ pub(in crate::cli) fn path() -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrapper_is_a_script_but_for_bazelisk() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text, expected) in [
+            ("bazel", "#!/bin/sh\n", true),
+            ("bazelisk.js", "#!/usr/bin/env node\n", false),
+            ("other", "\x7fELF", false),
+            ("empty", "", false),
+        ] {
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(is_script(&file), expected, "{name}");
+        }
+        std::os::unix::fs::symlink("bazelisk.js", dir.path().join("linked")).unwrap();
+        assert!(!is_script(&dir.path().join("linked")));
+        assert!(!is_script(&dir.path().join("none")));
+    }
 
     #[test]
     fn names_tell_a_bazel() {

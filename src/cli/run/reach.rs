@@ -55,7 +55,8 @@ pub(in crate::cli) fn reach_of(info: &CommandInfo) -> anyhow::Result<Reach> {
 fn has_grpc_proxy(environment: &[u8]) -> bool {
     let named = |variable: &[u8]| {
         let (name, value) = variable.split_at_checked(GRPC_PROXY.len()).unwrap_or_default();
-        name == GRPC_PROXY.as_bytes() && value.len() > 1 && value.starts_with(b"=")
+        // With nothing in it, it is this machine's port 80.
+        name == GRPC_PROXY.as_bytes() && value.starts_with(b"=")
     };
     environment.split(|byte| *byte == 0).any(named)
 }
@@ -71,7 +72,7 @@ mod tests {
         for (environment, has_one) in [
             (&b"A=b\0GRPC_PROXY_EXP=proxy:1\0C=d\0"[..], true),
             (b"GRPC_PROXY_EXP=proxy:1", true),
-            (b"GRPC_PROXY_EXP=\0", false),
+            (b"GRPC_PROXY_EXP=\0", true),
             (b"NO_GRPC_PROXY_EXP=proxy:1\0GRPC_PROXY_EXPECTED=1\0", false),
             (b"", false),
         ] {
@@ -91,6 +92,7 @@ mod tests {
             backend: None,
             options: Ok(options),
             is_refused: false,
+            is_script: false,
         };
         assert_eq!(reach_of(&info).unwrap(), Reach::Sure, "without a server");
         std::fs::create_dir(base.path().join("server")).unwrap();
