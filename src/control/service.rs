@@ -15,16 +15,12 @@ pub(crate) mod why;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc::UnboundedReceiver};
+use tokio::sync::{Semaphore, watch::Receiver};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::{
-    invocation::{
-        Engine,
-        feed::{InvocationChange, Waiting},
-        tally::Tally,
-    },
+    invocation::{Engine, feed::Waiting, tally::Tally},
     lease::LostOutputs,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
@@ -198,9 +194,9 @@ impl Service {
         self.sources.standing()
     }
 
-    /// Every change of all builds in this process from now on, single outputs left out: see [`Engine::subscribe`].
-    pub(crate) fn changes(&self) -> Option<UnboundedReceiver<InvocationChange>> {
-        self.engine.as_ref().map(Engine::subscribe)
+    /// That builds in this process have changed, single outputs left out: see [`Engine::changes`].
+    pub(crate) fn changes(&self) -> Option<Receiver<()>> {
+        self.engine.as_ref().map(Engine::changes)
     }
 
     /// A row as it is now, if its task still runs.

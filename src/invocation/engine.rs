@@ -69,6 +69,7 @@ impl Engine {
                 live: Mutex::default(),
                 reports,
                 subscribers: Mutex::default(),
+                changed: watch::Sender::default(),
                 holds_sets,
                 linger: OnceLock::new(),
                 action_caches: Mutex::default(),
@@ -102,6 +103,11 @@ impl Engine {
         let mut listeners = self.shared.subscribers.lock();
         listeners.push(listener);
         changes
+    }
+
+    /// That there are changes of any invocation, and not which: nothing is kept for those who do not look.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
     }
 
     /// The present state of an invocation that has a task, and how many required outputs are still on their way.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
     feed::{Change, InvocationChange, Report},
@@ -50,6 +50,8 @@ pub(super) struct Shared {
     pub(super) reports: broadcast::Sender<Report>,
     /// The receivers of every change.
     pub(super) subscribers: Mutex<Vec<mpsc::UnboundedSender<InvocationChange>>>,
+    /// Set anew with each change.
+    pub(super) changed: watch::Sender<()>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,
     /// How long a task stays after its end.
@@ -105,6 +107,7 @@ impl Shared {
     }
 
     pub(super) fn notify(&self, invocation_id: &str, change: &Change) {
+        self.changed.send_replace(());
         let mut listeners = self.subscribers.lock();
         listeners.retain(|listener| {
             // Receivers that are gone get no more.

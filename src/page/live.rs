@@ -1,8 +1,8 @@
 //! Parts of pages that are sent again when they change (server-sent events), for as long as somebody looks.
 //!
 //! While a build runs, it is looked at twice a second at most, and less often where a look takes longer; only parts that have
-//! changed are sent. Of a list in which nothing runs, nothing is looked at before something happens. A client that takes
-//! nothing is not asked to: the next look waits until what was sent before is taken.
+//! changed are sent. Of a list in which nothing runs, nothing is looked at before something happens. For a client that takes
+//! nothing, nothing is kept: the next look waits until what was sent before is taken, and the connection ends after a while.
 
 use std::{
     collections::HashMap,
@@ -22,17 +22,18 @@ use axum::{
 use maud::Markup;
 use serde_json::Value;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
+    sync::{OwnedSemaphorePermit, watch},
     time::Instant,
 };
 
 use super::{Pages, build, builds, timeline};
-use crate::invocation::feed::InvocationChange;
 
-/// The shortest time between two looks.
+/// The shortest time between two looks of a page.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The share of the time that looks may take is one in so many.
+/// The share of the time that a page's looks may take is one in so many,
 const SHARE: u32 = 20;
+/// unless it would hear nothing for longer than this.
+const LONGEST: Duration = Duration::from_secs(5);
 /// How often a client that hears nothing is written to, so that one that is gone is noticed.
 const SIGN: Duration = Duration::from_secs(15);
 
@@ -54,7 +55,7 @@ struct Looking {
 enum What {
     Builds {
         limit: u32,
-        changes: Option<UnboundedReceiver<InvocationChange>>,
+        changes: Option<watch::Receiver<()>>,
         /// Whether some of them are running.
         run: bool,
     },
@@ -105,6 +106,11 @@ fn answer(pages: Pages, what: What) -> Response {
     Sse::new(events).keep_alive(sign).into_response()
 }
 
+/// The time from a look that took this long to the next one.
+fn pause(took: Duration) -> Duration {
+    took.saturating_mul(SHARE).clamp(PAUSE, LONGEST)
+}
+
 impl Looking {
     /// The next parts that are others than before; `None` when no more can come.
     async fn next(&mut self) -> Option<Event> {
@@ -113,9 +119,13 @@ impl Looking {
                 return None;
             }
             self.wait().await;
+            let looks = Arc::clone(&self.pages.looks);
+            // A look that hangs does not hold the other pages up.
+            let turn = tokio::time::timeout(LONGEST, looks.acquire()).await;
             let began = Instant::now();
             let parts = self.look().await?;
-            self.next = Instant::now() + PAUSE.max(began.elapsed() * SHARE);
+            drop(turn);
+            self.next = Instant::now() + pause(began.elapsed());
             let mut changed = serde_json::Map::new();
             for (id, markup) in parts {
                 let text = markup.into_string();
@@ -139,28 +149,14 @@ impl Looking {
     async fn wait(&mut self) {
         if let What::Builds {
             changes: Some(changes),
-            run,
+            run: false,
             ..
         } = &mut self.what
+            && changes.changed().await.is_err()
         {
-            if !*run && changes.recv().await.is_none() {
-                std::future::pending::<()>().await;
-            }
-            // What comes meanwhile is seen with it. It must not pile up.
-            let until = tokio::time::sleep_until(self.next);
-            tokio::pin!(until);
-            loop {
-                tokio::select! {
-                    () = &mut until => break,
-                    change = changes.recv() => if change.is_none() {
-                        std::future::pending::<()>().await;
-                    },
-                }
-            }
-            while changes.try_recv().is_ok() {}
-        } else {
-            tokio::time::sleep_until(self.next).await;
+            std::future::pending::<()>().await;
         }
+        tokio::time::sleep_until(self.next).await;
     }
 
     /// The parts as they are now. `None` if there is nothing to look at.
@@ -168,6 +164,10 @@ impl Looking {
         let service = &self.pages.service;
         match &mut self.what {
             What::Builds { limit, changes, run } => {
+                // Before the look, so that what changes during it is looked at again.
+                if let Some(changes) = changes {
+                    changes.borrow_and_update();
+                }
                 let list = service.invocations(*limit).await;
                 *run = list.iter().any(|build| !build.state().is_over()) || changes.is_none();
                 Some(vec![("builds", builds::table(&list, *limit))])
@@ -181,7 +181,7 @@ impl Looking {
                     if let Some(chart) = service.timeline(id).await {
                         parts.push(("timeline", timeline::view(&chart)));
                     }
-                    self.next_chart = Instant::now() + PAUSE.max(began.elapsed() * SHARE);
+                    self.next_chart = Instant::now() + pause(began.elapsed());
                 }
                 Some(parts)
             }

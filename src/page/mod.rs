@@ -51,6 +51,8 @@ struct Pages {
     metrics: Metrics,
     gets: Arc<Semaphore>,
     live: Arc<Semaphore>,
+    /// Live pages look at builds one after the other.
+    looks: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -66,6 +68,7 @@ pub(crate) fn router(
         metrics,
         gets: Arc::new(Semaphore::new(GETS)),
         live: Arc::new(Semaphore::new(LIVE)),
+        looks: Arc::new(Semaphore::new(1)),
         shutdown,
     };
     Router::new()
@@ -225,10 +228,17 @@ async fn bring(State(pages): State<Pages>, body: Bytes) -> Response {
             "the body must be JSON of the form {\"paths\": [\"/absolute/path\"]}, with at most 100 paths\n";
         return (StatusCode::BAD_REQUEST, refused).into_response();
     };
-    let Ok(_turn) = pages.gets.acquire().await else {
+    let Ok(turn) = pages.gets.acquire_owned().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let results = pages.service.materialize(paths).await;
+    // On its own: for a caller who hangs up, it still counts, and what came is recorded.
+    let asked = tokio::spawn(async move {
+        let _turn = turn;
+        pages.service.materialize(paths).await
+    });
+    let Ok(results) = asked.await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let content_type = [(header::CONTENT_TYPE, "application/json")];
     (content_type, outputs::results(&results)).into_response()
 }
