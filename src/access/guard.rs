@@ -15,10 +15,12 @@ use super::{Caller, ListenerRules, Origin, Rules, token};
 
 /// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
 /// clusters can show no token.
-const OPEN: &[&str] = &["/grpc.health.v1.Health/", "/healthz", "/readyz"];
+const OPEN: &[&str] = &["/healthz", "/readyz"];
+/// All of its calls as well.
+const HEALTH: &str = "/grpc.health.v1.Health/";
 
 fn is_open(path: &str) -> bool {
-    OPEN.iter().any(|open| path.starts_with(open))
+    OPEN.contains(&path) || path.starts_with(HEALTH)
 }
 
 /// Why a call is not answered.
@@ -326,6 +328,9 @@ mod tests {
         for (path, open) in [
             ("/grpc.health.v1.Health/Check", true),
             ("/healthz", true),
+            ("/readyz", true),
+            ("/healthzzz", false),
+            ("/readyz/x", false),
             ("/metrics", false),
             ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", false),
         ] {

@@ -32,8 +32,11 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const NO_ROOM: Duration = Duration::from_millis(100);
 /// How often it is looked for connections whose time is up.
 const TIDYING: Duration = Duration::from_secs(5);
-/// How long a connection of the admin port lasts without a call that was let in. Those that everybody may make take a moment.
+/// How long a connection of the admin port lasts without a call that was let in, or after the last one. Those that everybody
+/// may make take a moment.
 const ADMIN: Duration = Duration::from_secs(300);
+/// How long a client of the admin port may take nothing of an answer.
+const STALL: Duration = Duration::from_secs(60);
 
 /// Who has connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +90,22 @@ pub(crate) struct Connection {
     origin: Origin,
     /// When it is to end at once.
     leave: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// How long the other end may take nothing, if not for ever.
+    patience: Option<Duration>,
+    /// Until when it may, since it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// Free when all else is dropped.
     _place: ConnectionSlot,
 }
 
 impl Connection {
-    fn new(stream: AnyStream, caller: Caller, rules: Arc<Rules>, place: ConnectionSlot) -> Self {
+    fn new(
+        stream: AnyStream,
+        caller: Caller,
+        rules: Arc<Rules>,
+        protocol: Protocol,
+        place: ConnectionSlot,
+    ) -> Self {
         Self {
             stream,
             origin: Origin {
@@ -101,14 +114,28 @@ impl Connection {
                 visit: place.visit(),
             },
             leave: Box::pin(place.leave().cancelled_owned()),
+            // A client of gRPC may be stopped in a debugger, and has flow control.
+            patience: (protocol == Protocol::Http1).then_some(STALL),
+            stalled: None,
             _place: place,
         }
     }
 
-    /// What is written, unless the other end lets it wait and the connection is to end.
+    /// What is written, unless the other end lets it wait and the connection is to end, or lets it wait for too long.
     fn or_leave<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_pending() && self.leave.as_mut().poll(cx).is_ready() {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        if self.leave.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if let Some(patience) = self.patience {
+            let stalled = self
+                .stalled
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            ready!(stalled.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         written
     }
@@ -231,7 +258,8 @@ impl Incoming {
                 AnyStream::Unix(stream) => match caller_of(&stream) {
                     Ok(caller) => {
                         let stream = AnyStream::Unix(stream);
-                        return Poll::Ready(Connection::new(stream, caller, self.access.rules(), place));
+                        let rules = self.access.rules();
+                        return Poll::Ready(Connection::new(stream, caller, rules, self.protocol, place));
                     }
                     Err(error) => self.access.warn(format_args!(
                         "refused a connection: failed to determine its user: {error}"
@@ -274,7 +302,7 @@ async fn take(
         }
     };
     match agreed {
-        Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, place)),
+        Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, protocol, place)),
         Ok(Err(error)) => {
             access.warn(format_args!("refused a connection: {error}"));
             None

@@ -48,6 +48,7 @@ pub(super) struct Room(Arc<Shared>);
 struct Shared {
     places: usize,
     silence: Duration,
+    idleness: Duration,
     present: Mutex<Present>,
 }
 
@@ -75,12 +76,13 @@ struct Guest {
 }
 
 impl Room {
-    /// With a limit of this many connections, and a time that a connection may be open without any call, if not the
-    /// usual one.
-    pub(super) fn new(places: usize, silence: Option<Duration>) -> Self {
+    /// With a limit of this many connections, and a time that a connection may be open without a call, if not the usual
+    /// ones.
+    pub(super) fn new(places: usize, patience: Option<Duration>) -> Self {
         Self(Arc::new(Shared {
             places,
-            silence: silence.unwrap_or(SILENCE),
+            silence: patience.unwrap_or(SILENCE),
+            idleness: patience.unwrap_or(IDLENESS),
             present: Mutex::default(),
         }))
     }
@@ -134,7 +136,7 @@ impl Room {
         for standing in [Standing::Silent, Standing::Heard, Standing::Admitted] {
             let patience = match standing {
                 Standing::Silent => self.0.silence,
-                _ => IDLENESS,
+                _ => self.0.idleness,
             };
             loop {
                 let mut oldest = present.idle.range((standing, 0)..=(standing, u64::MAX));
@@ -347,6 +349,20 @@ mod tests {
         drop(heard.visit().admitted());
         drop((silent, heard, admitted));
         assert!(!room.make_place());
+    }
+
+    #[test]
+    fn a_listener_may_have_less_patience_whatever_its_connections_have_called() {
+        let room = Room::new(9, Some(SILENCE * 5));
+        let (silent, heard, admitted) = (come(&room), come(&room), come(&room));
+        heard.visit().heard();
+        drop(admitted.visit().admitted());
+        let now = Instant::now();
+        let who = || [&silent, &heard, &admitted].map(asked);
+        room.tidy(now + SILENCE * 4);
+        assert_eq!(who(), [false; 3]);
+        room.tidy(now + SILENCE * 6);
+        assert_eq!(who(), [true; 3]);
     }
 
     #[test]

@@ -34,8 +34,8 @@ use crate::{
 
 /// How long a request's head may take, and the wait for it on a connection that is kept alive.
 const HEAD: Duration = Duration::from_secs(20);
-/// Bytes of a head. hyper's least.
-const BUFFER: usize = 8 << 10;
+/// Bytes of a head: a browser sends a machine the cookies of all its ports, and pages have paths in their addresses.
+const BUFFER: usize = 32 << 10;
 /// Connections that are open at a time: at most this part of the files that may be. Everybody on the machine can connect.
 const FILES_SHARE: usize = 32;
 const CONNECTIONS: usize = 64;

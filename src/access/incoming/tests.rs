@@ -305,3 +305,24 @@ async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
         assert!(ended.is_cancelled(), "{ended}, OUTHAUL_HOSTILE_SEED={seed}");
     }
 }
+
+#[tokio::test]
+async fn a_client_of_the_admin_port_that_takes_nothing_of_an_answer_is_let_go() {
+    for (protocol, ends) in [(Protocol::Http1, true), (Protocol::Http2, false)] {
+        let (mut incoming, address) = open(protocol, 1).await;
+        let _client = TcpStream::connect(address).await.unwrap();
+        let mut connection = next(&mut incoming).await;
+        tokio::time::pause();
+        let piece = [0; 65_536];
+        let failed = timeout(2 * STALL, async {
+            loop {
+                if let Err(error) = connection.write_all(&piece).await {
+                    return error.kind();
+                }
+            }
+        });
+        let failed = failed.await.ok();
+        assert_eq!(failed, ends.then_some(io::ErrorKind::TimedOut), "{protocol:?}");
+        tokio::time::resume();
+    }
+}
