@@ -73,6 +73,8 @@ pub(crate) struct Timeline {
     sources: Vec<(String, Vec<Came>)>,
     /// Where the first part begins; unset while nothing has come.
     begin_us: Option<i64>,
+    /// When the first of the outputs was wanted.
+    first_us: Option<i64>,
     step_us: i64,
     /// When the last output was there.
     pub(crate) end_us: i64,
@@ -82,12 +84,24 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// Takes in an output. They come in the order in which they were there, more or less.
+    /// Of outputs that come in any order, none of them before this moment.
+    pub(crate) fn since(begin_us: i64) -> Self {
+        Self {
+            begin_us: Some(begin_us),
+            step_us: FIRST_STEP,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in an output. They come in the order in which they were there, more or less, unless it is known
+    /// [since when](Self::since).
     pub(crate) fn add(&mut self, arrival: &Arrival<'_>) {
         if self.begin_us.is_none() {
             self.step_us = FIRST_STEP;
         }
         let begin_us = *self.begin_us.get_or_insert(arrival.wanted_us);
+        let first_us = self.first_us.unwrap_or(i64::MAX);
+        self.first_us = Some(first_us.min(arrival.wanted_us));
         self.end_us = self.end_us.max(arrival.placed_us);
         let came = Came {
             outputs: 1,
@@ -168,8 +182,7 @@ impl Timeline {
     pub(crate) fn bars(&self) -> (Vec<&Bar>, i64) {
         let mut bars: Vec<&Bar> = self.largest.iter().map(|Reverse(bar)| bar).collect();
         bars.sort_by_key(|bar| (bar.begins_us(), bar.placed_us, &bar.path));
-        let first = bars.first().map_or(i64::MAX, |bar| bar.wanted_us);
-        (bars, first.min(self.begin_us.unwrap_or_default()))
+        (bars, self.first_us.unwrap_or_default())
     }
 
     /// By source, what came in each of so many equal parts of the time from a moment to the end.

@@ -31,7 +31,7 @@ impl Service {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         sync::atomic::{AtomicUsize, Ordering},
         time::Duration,
@@ -49,10 +49,8 @@ mod tests {
         transport::Endpoint,
     };
 
-    #[tokio::test]
-    async fn few_calls_of_a_door_read_at_a_time_and_end_with_who_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        let (record, _) = Record::open(dir.path()).unwrap();
+    /// Of a record, with a cache that nobody asks.
+    pub(in crate::control::service) fn service(record: Record) -> Service {
         let cache = Endpoint::parse("--remote-cache", "grpc://127.0.0.1:1").unwrap();
         let services = crate::daemon::Services::open(
             record,
@@ -61,9 +59,16 @@ mod tests {
             SourceRule::Fixed(GrpcCache::new(RemoteOptions::new(cache)).unwrap().into()),
             MaterializeOptions::default(),
             false,
-        )
-        .unwrap();
-        let service = services.service.for_listener(Reach::Anywhere);
+        );
+        services.unwrap().service
+    }
+
+    #[tokio::test]
+    async fn few_calls_of_a_door_read_at_a_time_and_end_with_who_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(dir.path()).unwrap();
+        let all = service(record);
+        let service = all.for_listener(Reach::Anywhere);
         let reading = Arc::new(AtomicUsize::new(0));
         let calls: Vec<_> = (0..3 * READING)
             .map(|_| {
@@ -85,7 +90,7 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(reading.load(Ordering::SeqCst), READING);
-        let other = services.service.for_listener(Reach::Anywhere);
+        let other = all.for_listener(Reach::Anywhere);
         assert!(
             other.read(|_, _| ()).await.is_some(),
             "another listener does not wait"
