@@ -99,7 +99,17 @@ impl IntoResponse for Denied {
                     .into_response()
             }
             Self::Access(refused) => {
-                let text = format!("{refused}; with --admin-token-file, other users can show the token\n");
+                let who = match refused {
+                    Refused::OtherUser { uid, ours, .. } => {
+                        format!("user {ours} and root; the caller is user {uid}")
+                    }
+                    _ => "outhaul's own user and root, and the caller's user could not be determined"
+                        .to_owned(),
+                };
+                let text = format!(
+                    "the status page is only for processes of {who}; with --admin-token-file, other users can show the \
+                     token\n"
+                );
                 (StatusCode::FORBIDDEN, text).into_response()
             }
             Self::Request(code, text) => (code, format!("{text}\n")).into_response(),
@@ -118,17 +128,18 @@ fn judge(rules: &Rules, caller: Caller, request: &mut Request) -> Result<(), Den
              other host names",
         ));
     }
-    basic_to_bearer(request.headers_mut());
-    let path = request.uri().path().to_owned();
-    rules
-        .judge(caller, &path, request.headers_mut())
-        .map_err(Denied::Access)?;
+    // First of all: no page of another origin shall have the browser ask for a password.
     if is_from_elsewhere(request) {
         return Err(Denied::Request(
             StatusCode::FORBIDDEN,
             "the status page does not answer requests of other web pages",
         ));
     }
+    basic_to_bearer(request.headers_mut());
+    let path = request.uri().path().to_owned();
+    rules
+        .judge(caller, &path, request.headers_mut())
+        .map_err(Denied::Access)?;
     if !changes {
         return Ok(());
     }
@@ -333,6 +344,12 @@ mod tests {
             200
         );
         assert_eq!(get(&[("origin", "http://evil.example")]), 403);
+        let foreign = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")];
+        assert_eq!(
+            code(&with_token(), ours(), "GET", &foreign),
+            403,
+            "no password is asked for"
+        );
         let bearer = format!("Bearer {SECRET}");
         let named = [("host", "buildbox:8986"), ("authorization", &*bearer)];
         assert_eq!(code(&with_token(), Caller::Remote, "GET", &named), 200);
