@@ -48,7 +48,7 @@ pub(super) struct DemoArgs {
 
 /// Where the status page is, if nothing else is there.
 const PAGE: u16 = 8986;
-/// The time between two builds of `--serve`.
+/// The time from the end of a build of `--serve` to the next one.
 const PAUSE: Duration = Duration::from_secs(4);
 /// How far away its cache is.
 const FAR: Duration = Duration::from_millis(120);
@@ -165,7 +165,7 @@ async fn serve(
     }
     writeln!(
         out,
-        "A generated build starts every {} s; their files are in {}. Press Ctrl-C to stop.\n",
+        "A generated build starts {} s after the one before has ended; their files are in {}. Press Ctrl-C to stop.\n",
         PAUSE.as_secs(),
         base.display()
     )?;
@@ -199,6 +199,12 @@ async fn serve(
     Ok(exit::OK)
 }
 
+/// The exec root of the large builds.
+fn beside(exec_root: &str) -> String {
+    let path = Path::new(exec_root).with_file_name("large");
+    path.display().to_string()
+}
+
 /// Runs one of the builds of `--serve`: most have new outputs, some have lost one of them, and large ones have their own
 /// output tree.
 async fn another(
@@ -218,7 +224,7 @@ async fn another(
         };
         let large = Setting {
             workspace: format!("{}-large", setting.workspace),
-            exec_root: setting.exec_root.replace("/_main", "/large"),
+            exec_root: beside(&setting.exec_root),
             ..setting.clone()
         };
         std::fs::create_dir_all(&large.exec_root)?;
@@ -331,4 +337,13 @@ fn delete_some(build: &GeneratedBuild, exec_root: &Path) -> Result<usize, Failur
         }
     }
     Ok(deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn large_builds_stay_in_the_directory_whatever_its_name_is() {
+        let large = super::beside("/tmp/_main/d/execroot/_main");
+        assert_eq!(large, "/tmp/_main/d/execroot/large");
+    }
 }
