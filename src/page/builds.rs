@@ -1,8 +1,10 @@
 //! The list of builds.
 
+use std::borrow::Cow;
+
 use maud::{Markup, html};
 
-use super::html::{Asked, build_path, count, name, span, state, time};
+use super::html::{Asked, build_path, name, span, state, time};
 use crate::{
     proto::outhaul::v1 as pb,
     units::{now_ms, show_count, show_size},
@@ -33,8 +35,8 @@ pub(super) fn table(list: &[pb::Invocation], limit: u32) -> Markup {
     if list.is_empty() {
         return html! {
             p.empty {
-                "No builds are recorded yet. Run " code { "outhaul run -- bazel build //…" }
-                ", or point Bazel's " code { "--bes_backend" } " at this daemon."
+                "No builds are recorded yet. Run Bazel with " code { "--bes_backend=grpc://HOST:PORT" }
+                ", the address of this daemon's port for build events: by default " code { "grpc://127.0.0.1:8985" } "."
             }
         };
     }
@@ -62,15 +64,10 @@ pub(super) fn table(list: &[pb::Invocation], limit: u32) -> Markup {
 }
 
 fn row(build: &pb::Invocation) -> Markup {
-    let command = if build.command.is_empty() {
-        "(not known yet)"
-    } else {
-        &*build.command
-    };
     html! {
         tr {
             td { (state(how(build))) }
-            td { a href=(build_path(&build.invocation_id)) { (name(command)) } " " (exit(build)) }
+            td { a href=(build_path(&build.invocation_id)) { (command(build)) } " " (exit(build)) }
             td.wide { (super::html::path(&build.workspace)) }
             td { (time(build.started_ms)) }
             td.number data-label="took" { (took(build)) }
@@ -80,6 +77,14 @@ fn row(build: &pb::Invocation) -> Markup {
             td.number data-label="present" { (show_count(build.present)) }
             td.number data-label="failed" { @if build.failed > 0 { strong.bad { (show_count(build.failed)) } } @else { "0" } }
         }
+    }
+}
+
+/// The build tool's command, which is not the first thing that is heard of a build.
+pub(super) fn command(build: &pb::Invocation) -> Cow<'_, str> {
+    match &*build.command {
+        "" => Cow::Borrowed("(not known yet)"),
+        command => name(command),
     }
 }
 
@@ -116,9 +121,4 @@ pub(super) fn took(build: &pb::Invocation) -> String {
         return "–".to_owned();
     }
     span(build.started_ms, now_ms())
-}
-
-/// What is still on its way, in words.
-pub(super) fn pending(build: &pb::Invocation) -> String {
-    count(build.pending, "required output")
 }

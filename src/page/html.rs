@@ -68,6 +68,20 @@ pub(super) fn name(text: &str) -> Cow<'_, str> {
     clipped(text, NAME)
 }
 
+/// A word of a command that people copy, in quotes where a shell would take it for something else. `None` of what cannot be
+/// shown as it is, and of what would be an option.
+pub(super) fn word(text: &str) -> Option<Cow<'_, str>> {
+    if text.is_empty() || text.starts_with('-') || name(text) != text {
+        return None;
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@/:.+=,-".contains(c);
+    Some(if text.chars().all(is_plain) {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(format!("'{}'", text.replace('\'', "'\\''")))
+    })
+}
+
 /// A part of an address.
 pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()

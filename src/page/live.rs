@@ -175,7 +175,11 @@ impl Looking {
             What::Build(id) => {
                 let seen = build::Seen::look(service, id).await?;
                 self.is_over = seen.invocation.state().is_over();
-                let mut parts: Vec<_> = seen.parts().into();
+                let mut parts = Vec::new();
+                if self.is_over {
+                    parts.push(("outputs", build::list(service, &seen.invocation).await));
+                }
+                parts.extend(seen.parts());
                 if self.is_over || Instant::now() >= self.next_chart {
                     let began = Instant::now();
                     if let Some(chart) = service.timeline(id).await {

@@ -149,11 +149,10 @@ async fn build(State(pages): State<Pages>, Path(id): Path<String>) -> Response {
         return no_build();
     };
     let some = outputs::Wish::of_build(&seen.invocation.invocation_id);
-    let found = pages.service.find_outputs(some.query()).await;
+    let found = pages.service.find_outputs(some.query()).await.unwrap_or_default();
     let live = (!seen.invocation.state().is_over()).then(|| format!("{}/live", html::build_path(&id)));
-    let listed = found.map(|found| outputs::table(&some, &found));
     let title = build::title(&seen.invocation);
-    let body = build::view(seen, listed.as_ref());
+    let body = build::view(seen, &found);
     page(html::layout(&title, Section::Builds, live.as_deref(), &body))
 }
 

@@ -20,8 +20,8 @@ const PATHS: usize = 100;
 /// The kinds that can be chosen, by their names in addresses and for people.
 const KINDS: [(Kind, &str, &str); 5] = [
     (Kind::All, "", "All outputs"),
-    (Kind::OnDisk, "disk", "On disk"),
-    (Kind::Missing, "missing", "Wanted and missing"),
+    (Kind::OnDisk, "disk", "Recorded as on disk"),
+    (Kind::Missing, "missing", "Wanted, but failed or evicted"),
     (Kind::Evicted, "evicted", "Evicted from the cache"),
     (Kind::Known, "known", "Only recorded"),
 ];
@@ -69,6 +69,7 @@ impl Wish {
             kind: self.kind,
             after: self.after.parse().ok(),
             most: PAGE,
+            ..Query::default()
         }
     }
 
@@ -124,8 +125,11 @@ pub(super) fn table(wish: &Wish, found: &Page) -> Markup {
     html! {
         @if found.outputs.is_empty() {
             p.empty {
-                @if found.next.is_some() {
-                    "Nothing was found among the first " (show_count(found.looked_at as u64)) " outputs."
+                @if found.without_root {
+                    "This build has no output root on this machine, or has not named it yet."
+                } @else if found.next.is_some() {
+                    "Nothing was found among the " (if wish.after.is_empty() { "first " } else { "next " })
+                    (show_count(found.looked_at as u64)) " outputs."
                 } @else {
                     "No such outputs are recorded."
                 }

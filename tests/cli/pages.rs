@@ -2,18 +2,22 @@
 
 use std::{os::unix::process::CommandExt as _, process::Command, time::Instant};
 
-use outhaul::demo::{Setting, Shape, play};
+use outhaul::{
+    demo::{Setting, Shape, play},
+    proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
+};
 use outhaul_testkit::{Running, clean, finish, in_time, number, peers, until};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     admin::get_from,
     browser::{Browser, ENTER, PEERS},
-    support::{World, outhaul},
+    support::{World, outhaul, requests},
 };
 
 /// Where a daemon has its status page, without a slash at the end.
@@ -46,7 +50,10 @@ async fn settled(page: &str, id: &str) -> String {
     let mut body = String::new();
     until("the build is settled", async || {
         body = get_from(page, page, &path, "").await.1;
-        body.contains("state settled") || body.contains("state failed")
+        // The build itself, and not one of its targets.
+        ["settled", "failed"]
+            .iter()
+            .any(|state| body.contains(&format!("<h1><span class=\"state {state}\"")))
     })
     .await;
     body
@@ -83,7 +90,7 @@ async fn the_page_shows_builds_and_what_became_of_their_outputs() {
     }
     let (_, list) = get_from(&page, &page, "/", "").await;
     assert!(
-        list.contains(&world.path("workspace")[1..]) || list.contains("workspace"),
+        list.contains(&format!("{}/</span>workspace", world.dir.path().display())),
         "{list}"
     );
     let digest = lost.hash_hex();
@@ -154,6 +161,152 @@ async fn the_page_shows_builds_and_what_became_of_their_outputs() {
         "{head}\n{came}"
     );
     assert!(output.exists());
+}
+
+/// A page's stream of events.
+struct Live {
+    connection: TcpStream,
+    said: String,
+}
+
+impl Live {
+    /// Asks for it. `None`, and nothing more, if there is no place for it.
+    async fn open(page: &str, path: &str) -> Option<Self> {
+        let mut connection = TcpStream::connect(page).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {page}\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut live = Self {
+            connection,
+            said: String::new(),
+        };
+        let head = live.up_to("\r\n\r\n").await;
+        if head.starts_with("HTTP/1.1 503") {
+            return None;
+        }
+        assert!(
+            head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"),
+            "{head}"
+        );
+        Some(live)
+    }
+
+    /// What it says up to some text and with that.
+    async fn up_to(&mut self, end: &str) -> String {
+        loop {
+            if let Some(at) = self.said.find(end) {
+                let rest = self.said.split_off(at + end.len());
+                return std::mem::replace(&mut self.said, rest);
+            }
+            let mut bytes = vec![0; 65_536];
+            let read = in_time(self.connection.read(&mut bytes)).await.unwrap();
+            assert!(read > 0, "it ends after {:?}", self.said);
+            // What is looked for is in one chunk, and ASCII.
+            self.said.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+    }
+
+    /// The next event's name, and the parts that it brings.
+    async fn next(&mut self) -> (String, serde_json::Value) {
+        self.up_to("event: ").await;
+        let name = self.up_to("\n").await.trim().to_owned();
+        let data = self.up_to("\n\n").await;
+        let data = data.trim().strip_prefix("data: ").unwrap();
+        (name, serde_json::from_str(data).unwrap())
+    }
+
+    /// The event with this name that brings a part with such a text.
+    async fn brings(&mut self, name: &str, part: &str, text: &str) -> serde_json::Value {
+        loop {
+            let (said, parts) = self.next().await;
+            if said == name && parts[part].as_str().is_some_and(|part| part.contains(text)) {
+                return parts;
+            }
+            assert_eq!(said, "parts", "{parts}");
+        }
+    }
+}
+
+/// Without a browser, which the other tests of this may lack.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_is_sent_to_those_who_look_until_it_is_over() {
+    let world = World::new().await;
+    let (server, page) = serve(&world).await;
+    let mut list = Live::open(&page, "/live").await.unwrap();
+    list.brings("parts", "builds", "No builds are recorded yet").await;
+    // A build of which nothing is known but that it runs.
+    let id = world.build.invocation_id();
+    let (build_id, events) = (world.build.build_id(), world.build.events());
+    let mut all = requests(&build_id, &id, events, true);
+    let (send, rest) = tokio::sync::mpsc::channel(1000);
+    let mut client = PublishBuildEventClient::connect(server.address().replace("grpc://", "http://"))
+        .await
+        .unwrap();
+    let later = all.split_off(1);
+    for request in all {
+        send.send(request).await.unwrap();
+    }
+    let answers = client.publish_build_tool_event_stream(ReceiverStream::new(rest));
+    let mut answers = in_time(answers).await.unwrap().into_inner();
+    list.brings("parts", "builds", "state running").await;
+    let path = format!("/build/{id}");
+    let (head, body) = get_from(&page, &page, &path, "").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    for part in [
+        "id=\"timeline\"",
+        "id=\"outputs\"",
+        "has not named this build's output root yet",
+    ] {
+        assert!(body.contains(part), "{part} is missing in\n{body}");
+    }
+    let mut build = Live::open(&page, &format!("{path}/live")).await.unwrap();
+    build.brings("parts", "summary", "state running").await;
+    for request in later {
+        send.send(request).await.unwrap();
+    }
+    drop(send);
+    while in_time(answers.message()).await.unwrap().is_some() {}
+    let over = build.brings("over", "outputs", "lib/include/").await;
+    assert!(over["timeline"].as_str().unwrap().contains("<svg"), "{over}");
+    build.up_to("\r\n0\r\n\r\n").await;
+    list.brings("parts", "builds", "state settled").await;
+    // Nobody takes all connections with pages that are open.
+    let mut open = vec![list];
+    while let Some(live) = Live::open(&page, "/live").await {
+        open.push(live);
+    }
+    assert_eq!(open.len(), 24);
+    drop(open);
+    until("there is a place again", async || {
+        Live::open(&page, "/live").await.is_some()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_a_password_and_other_pages_do_not_make_a_browser_ask_for_it() {
+    let world = World::new().await;
+    let token = world.path("token");
+    std::fs::write(&token, "0123456789abcdef").unwrap();
+    let flag = format!("--admin-token-file={token}");
+    let server = world.serve(&["--admin-listen=127.0.0.1:0", &flag]).await;
+    let page = page_of(&server).await;
+    let ask = async |headers: &str| get_from(&page, &page, "/", headers).await.0.to_lowercase();
+    let head = ask("").await;
+    assert!(
+        head.starts_with("http/1.1 401") && head.contains("www-authenticate: basic "),
+        "{head}"
+    );
+    // anyone:0123456789abcdef
+    let head = ask("Authorization: Basic YW55b25lOjAxMjM0NTY3ODlhYmNkZWY=\r\n").await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let head = ask("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\n").await;
+    assert!(
+        head.starts_with("http/1.1 403") && !head.contains("www-authenticate"),
+        "{head}"
+    );
+    // A browser's head is long where there are many servers on one machine.
+    let cookies = format!("Cookie: {}\r\n", "a".repeat(20_000));
+    assert!(ask(&cookies).await.starts_with("http/1.1 401"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

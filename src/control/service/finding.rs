@@ -1,6 +1,10 @@
 //! Recorded outputs by parts of their paths, by target or by digest, page by page.
 
-use std::{collections::HashMap, ops::ControlFlow, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+    path::PathBuf,
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +17,8 @@ use crate::{
 
 /// Rows that are looked at for one page. The page ends there, and the next one goes on.
 const LOOKED_AT: usize = 250_000;
+/// Words that are looked for in each of them.
+const WORDS: usize = 16;
 /// The fewest letters of a hash that are taken for one.
 const SHORTEST_HASH: usize = 6;
 
@@ -81,6 +87,8 @@ pub(crate) struct Query {
     pub(crate) text: String,
     /// How they are.
     pub(crate) kind: Kind,
+    /// Only those of these targets, and those with these exec paths; empty for all.
+    pub(crate) whose: HashSet<String>,
     /// Only those after this place.
     pub(crate) after: Option<Cursor>,
     /// How many, at most.
@@ -95,6 +103,8 @@ pub(crate) struct Page {
     pub(crate) next: Option<Cursor>,
     /// How many were looked at.
     pub(crate) looked_at: usize,
+    /// Whether the invocation has no output root here, or has not named it yet.
+    pub(crate) without_root: bool,
 }
 
 /// What is looked for in a row.
@@ -110,7 +120,7 @@ struct Word {
 
 impl Words {
     fn new(text: &str) -> Self {
-        let words = text.split_whitespace().map(|word| {
+        let words = text.split_whitespace().take(WORDS).map(|word| {
             let hash = word.split_once('/').map_or(word, |(hash, _)| hash);
             let hash = hash.rsplit_once(':').map_or(hash, |(_, hash)| hash);
             let is_hash = hash.len() >= SHORTEST_HASH && hash.bytes().all(|b| b.is_ascii_hexdigit());
@@ -146,13 +156,20 @@ impl Words {
 }
 
 impl Service {
-    /// Finds recorded outputs, with their state checked against the disk. `None` if there is no such invocation, or none of
-    /// its outputs is recorded here.
+    /// Finds recorded outputs, with their state checked against the disk. `None` if there is no such invocation.
     pub(crate) async fn find_outputs(&self, query: Query) -> Option<Page> {
         self.catch_up().await;
         let only = match query.invocation.as_str() {
             "" => None,
-            id => Some(self.row_of(id).await?.root?),
+            id => match self.row_of(id).await?.root {
+                None => {
+                    return Some(Page {
+                        without_root: true,
+                        ..Page::default()
+                    });
+                }
+                root => root,
+            },
         };
         self.read(move |service, gone| service.find_page(&query, only, gone))
             .await
@@ -186,7 +203,10 @@ impl Service {
                 }
                 looked_at += 1;
                 row.write_path(&mut last);
-                if query.kind.fits(&row) && words.are_in(&row, &last) {
+                let is_whose = query.whose.is_empty()
+                    || query.whose.contains(row.label())
+                    || query.whose.contains(&last);
+                if is_whose && query.kind.fits(&row) && words.are_in(&row, &last) {
                     rows.extend(row.path().zip(row.to_row()));
                 }
                 ControlFlow::Continue(())
@@ -216,5 +236,73 @@ impl Service {
             }
         }
         page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::service::calls::tests::service,
+        exec_path::ExecPath,
+        output::OutputContent,
+        record::{InvocationRow, OutputRow, Record},
+    };
+
+    async fn found(service: &Service, query: Query) -> Option<Vec<String>> {
+        let page = service.find_outputs(Query { most: 10, ..query }).await?;
+        Some(page.outputs.into_iter().map(|output| output.exec_path).collect())
+    }
+
+    #[tokio::test]
+    async fn what_a_build_lacks_is_told_apart_from_what_others_of_its_output_root_lack() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(dir.path()).unwrap();
+        let root = record.root("/exec", 1, 2);
+        let build = |id: &str, root| InvocationRow {
+            invocation_id: id.to_owned(),
+            root,
+            ..InvocationRow::default()
+        };
+        record.put_invocation(&build("rooted", Some(root)));
+        record.put_invocation(&build("rootless", None));
+        let rows = ["x", "y", "z"].map(|name| {
+            let row = OutputRow {
+                state: OutputState::Failed,
+                class: Class::Required,
+                label: format!("//{name}").into(),
+                ..OutputRow::known(OutputContent::Symlink(String::new()))
+            };
+            (ExecPath::new(&format!("bazel-out/{name}")).unwrap(), row)
+        });
+        record.put_outputs(root, rows.into());
+        let service = service(record);
+        let missing = |whose: &[&str]| Query {
+            invocation: "rooted".to_owned(),
+            kind: Kind::Missing,
+            whose: whose.iter().map(|&one| one.to_owned()).collect(),
+            ..Query::default()
+        };
+        for (whose, expected) in [
+            (&[][..], &["bazel-out/x", "bazel-out/y", "bazel-out/z"][..]),
+            (&["//y"], &["bazel-out/y"]),
+            (&["//other", "bazel-out/z"], &["bazel-out/z"]),
+        ] {
+            let found = found(&service, missing(whose)).await;
+            assert_eq!(found.unwrap(), expected, "{whose:?}");
+        }
+        // One without an output root is not one that nobody knows.
+        let of = |id: &str| Query {
+            invocation: id.to_owned(),
+            ..Query::default()
+        };
+        assert!(service.find_outputs(of("rootless")).await.unwrap().without_root);
+        assert!(!service.find_outputs(of("rooted")).await.unwrap().without_root);
+        assert!(service.find_outputs(of("nobody")).await.is_none());
+    }
+
+    #[test]
+    fn a_row_is_compared_with_few_words_however_many_there_are() {
+        assert_eq!(Words::new(&"b ".repeat(4000)).0.len(), WORDS);
     }
 }
