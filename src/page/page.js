@@ -13,13 +13,38 @@ function showTimes(within) {
   }
 }
 
+// Makes an element like another one, and leaves alone what is the same: what is selected or scrolled in it stays so.
+function liken(part, other) {
+  for (const { name } of [...part.attributes]) if (!other.hasAttribute(name)) part.removeAttribute(name);
+  for (const { name, value } of other.attributes) {
+    if (part.getAttribute(name) !== value) part.setAttribute(name, value);
+  }
+  const [olds, news] = [[...part.childNodes], [...other.childNodes]];
+  for (const [at, node] of news.entries()) {
+    const old = olds[at];
+    if (!old) part.append(node);
+    else if (old.nodeName !== node.nodeName) old.replaceWith(node);
+    else if (node.nodeType === Node.ELEMENT_NODE) liken(old, node);
+    else if (old.data !== node.data) old.data = node.data;
+  }
+  for (const old of olds.slice(news.length)) old.remove();
+}
+
+// Whether a part was not put in its place, since a download was under way in it.
+let isMissing = false;
+
 // Puts a new state of a part in its place; what has the focus there keeps it.
 function put(part, html) {
+  if (part.querySelector("button[aria-disabled]")) {
+    isMissing = true;
+    return;
+  }
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const key = focused && (focused.getAttribute("href") || focused.dataset.get || focused.tagName);
-  if (part.querySelector("button[aria-disabled]")) return; // a download is under way
-  part.innerHTML = html;
-  showTimes(part);
+  const fresh = part.cloneNode(false);
+  fresh.innerHTML = html;
+  showTimes(fresh);
+  liken(part, fresh);
   if (key) {
     const all = part.querySelectorAll("a, button, [tabindex]");
     for (const one of all) {
@@ -36,7 +61,8 @@ let events = null;
 let isOver = false;
 
 function say(text, kind) {
-  connection.textContent = text;
+  // The same once more would be read out once more.
+  if (connection.textContent !== text) connection.textContent = text;
   connection.className = kind;
 }
 
@@ -58,7 +84,8 @@ function follow() {
     return;
   }
   if (events) return;
-  events = new EventSource(address);
+  const source = new EventSource(address);
+  events = source;
   events.addEventListener("parts", take);
   events.addEventListener("over", (event) => {
     take(event);
@@ -67,7 +94,21 @@ function follow() {
     events = null;
     say("", "");
   });
-  events.onerror = () => say("reconnecting…", "lost");
+  events.onerror = () => {
+    if (source.readyState !== EventSource.CLOSED) return say("reconnecting…", "lost");
+    // It was answered, and not with events: then the browser gives up.
+    say("not live: the daemon refused, or too many pages are live; trying again…", "lost");
+    if (events === source) events = null;
+    setTimeout(follow, 10000);
+  };
+}
+
+// Gets all parts again.
+function followAgain() {
+  if (events) events.close();
+  events = null;
+  isOver = false;
+  follow();
 }
 
 async function load(part) {
@@ -109,6 +150,10 @@ async function bring(button) {
     said.tabIndex = -1;
     said.focus();
     button.remove();
+  }
+  if (isMissing && !document.querySelector("button[aria-disabled]")) {
+    isMissing = false;
+    followAgain();
   }
 }
 
