@@ -218,7 +218,9 @@ fn takes_scripts(directory: &Path) -> bool {
     let interpreter = interpreter.as_os_str().as_bytes();
     let flags = rustix::fs::statvfs(directory).map(|stat| stat.f_flag);
     let is_noexec = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::NOEXEC));
-    !is_noexec && interpreter.len() <= LONGEST && !interpreter.iter().any(u8::is_ascii_whitespace)
+    // A colon would end it in a `PATH`.
+    let is_odd = |byte: &u8| byte.is_ascii_whitespace() || *byte == b':';
+    !is_noexec && interpreter.len() <= LONGEST && !interpreter.iter().any(is_odd)
 }
 
 /// Makes something in a directory, and gives it a name there, whatever has that.

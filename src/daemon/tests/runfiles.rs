@@ -616,6 +616,33 @@ async fn a_program_that_is_asked_for_by_an_alias_comes_with_its_runfiles() {
     }
 }
 
+/// The alias has another package, and its events name no program.
+#[tokio::test]
+async fn a_program_that_no_event_names_is_found_beside_what_an_alias_of_its_target_has() {
+    let mut w = World::new().await;
+    w.needs("y/deep/any.sh");
+    w.needs("data");
+    w.cached("y/deep/any.sh", "a program");
+    w.cached("data", "data");
+    w.write_action_cache(16);
+    let manifest = w.at("y/deep/any.sh.runfiles_manifest");
+    fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+    fs::write(manifest, std::mem::take(&mut w.manifest)).unwrap();
+    let file = File {
+        path: format!("{BIN}/y/out.txt").into(),
+        prefix_len: BIN.len(),
+        content: Content::Blob(w.f.cache.store().put("an output")),
+        uri: None,
+    };
+    w.f.set("tool", vec![file], &[]).await;
+    w.f.complete("//x:tool", &["tool"]).await;
+    let settlement = w.build(&[], 0).await;
+    assert_eq!(settlement.failed, 0, "{settlement:?}");
+    assert_eq!(w.text("y/out.txt").as_deref(), Some("an output"));
+    assert_eq!(w.text("y/deep/any.sh").as_deref(), Some("a program"));
+    assert_eq!(w.text("data").as_deref(), Some("data"));
+}
+
 /// Any mixture of what is needed, cached, there already, wrong and damaged: what is there stays as it is, what comes is
 /// right, and whatever is missing in the end is counted.
 #[tokio::test]

@@ -109,9 +109,20 @@ impl Actor {
         let targets = targets.filter(|(target, row)| row.success && target.aspect.is_empty());
         let packages = targets.filter_map(|(target, _)| self.build.package_directory(target));
         let packages: BTreeSet<String> = packages.collect();
-        let packages: Vec<String> = packages.into_iter().collect();
+        // An alias has outputs in another package.
+        let is_known = |directory: &str| {
+            let ends = directory.match_indices('/').map(|(at, _)| at);
+            ends.chain([directory.len()])
+                .any(|end| packages.contains(&directory[..end]))
+        };
+        let is_in_bin = |directory: &str| runfiles::place_in_bin(directory).is_some();
+        let foreign = directories
+            .iter()
+            .filter(|directory| is_in_bin(directory) && !is_known(directory));
+        let foreign: HashSet<String> = foreign.cloned().collect();
+        let walked: Vec<String> = packages.iter().chain(&foreign).cloned().collect();
         let root = place.root.clone();
-        let found = spawn_blocking(move || root.place.programs(&directories, &packages)).await;
+        let found = spawn_blocking(move || root.place.programs(&directories, &walked)).await;
         let (found, passed_over) = found.unwrap_or_default();
         if let Some(directory) = passed_over {
             self.ledger.tally.note(&format!(
@@ -122,17 +133,40 @@ impl Actor {
         if found.is_empty() {
             return Vec::new();
         }
+        let of_foreign = self.named_in(&foreign);
+        let of_foreign = |program: &str| {
+            let mut ends = program.rmatch_indices('/');
+            ends.find_map(|(end, _)| of_foreign.get(&program[..end]).cloned())
+        };
         let owners = Owners::of(&self.ledger.targets, &mut self.build);
         let (mut programs, mut others) = (Vec::new(), Vec::new());
         for program in found {
             let owner = owners.of_program(self, &program);
             match owner.or_else(|| owners.named_after(&program).map(|target| (target, false))) {
                 Some((target, is_sure)) => programs.push((program, target, is_sure)),
-                None => others.extend(owners.by_package(&program).map(|target| (program, target))),
+                None => {
+                    let target = owners.by_package(&program).or_else(|| of_foreign(&program));
+                    others.extend(target.map(|target| (program, target)));
+                }
             }
         }
         programs.extend(self.unnamed_programs(others).await);
         programs
+    }
+
+    /// A target that has outputs in each of these directories.
+    fn named_in(&self, directories: &HashSet<String>) -> HashMap<String, Arc<TargetId>> {
+        if directories.is_empty() {
+            return HashMap::new();
+        }
+        let wanted = self.ledger.wanted.iter().filter_map(|(path, wanted)| {
+            let directory = path
+                .parent()
+                .filter(|directory| directories.contains(*directory))?;
+            let owns = wanted.class > Class::Known && may_own(&self.build, &wanted.target);
+            owns.then(|| (directory.to_owned(), wanted.target.clone()))
+        });
+        wanted.collect()
     }
 
     /// Of programs in targets' packages that no event names: those that this build has made, or that were wanted before
