@@ -430,6 +430,11 @@ async fn get_takes_targets_packages_expressions_and_wildcards() {
             ),
             (&["--all-of", "//none/..."], 3, "--all-of=//none/..."),
             (&["--all-of", "//app/...,//none/..."], 3, "--all-of=//none/..."),
+            (
+                &["--all-of", "//assets/...", "--path", "none"],
+                3,
+                "--path=none: no recorded output of the packages in --all-of matches",
+            ),
             (&["--all-of", "//app:app"], 2, "--all-of=//app:app"),
             (&["--path", "("], 2, "--path=("),
             (&["x", "--output-group", "logs"], 2, "--output-group=logs"),

@@ -13,6 +13,7 @@ use crate::{
     control::without_intermediates,
     invocation::{
         pattern::{self, TargetPattern},
+        policy::PathRegex,
         rows,
     },
     proto::outhaul::v1 as pb,
@@ -66,10 +67,7 @@ pub(super) async fn listed(
                 if let Some((package, _)) = output.label.split_once(':') {
                     packages.insert(package.trim_start_matches('@').to_owned());
                 }
-                let narrows = &wanted.of_packages;
-                if narrows.is_empty() || narrows.iter().any(|regex| regex.matches(&output.exec_path)) {
-                    all.push((path, output.exec_path));
-                }
+                all.push((path, output.exec_path));
             }
             Ok(())
         })
@@ -82,7 +80,7 @@ pub(super) async fn listed(
             .ok_or_else(|| Failure::not_found(format!("{written}: no recorded output matches")))?;
         paths.extend(found);
     }
-    match of_packages(all, &packages, &wanted.packages) {
+    match of_packages(all, &packages, &wanted.packages, &wanted.of_packages) {
         Ok(found) => paths.extend(found),
         Err(mut failure) => {
             let (build, _) = client.invocation(id).await?;
@@ -110,13 +108,16 @@ async fn workspaces_of(client: &mut Client, id: &str, wanted: &Wanted) -> Result
         .collect())
 }
 
-/// The paths of those rows that are in a package which matches. Each pattern that takes in must be of use.
+/// The paths of those rows that are in a package which matches, and match one of the regular expressions, if there are any.
+/// Each pattern that takes in must be of use, and each regular expression.
 fn of_packages(
     rows: Vec<(String, String)>,
     packages: &HashSet<String>,
     patterns: &[TargetPattern],
+    regexes: &[PathRegex],
 ) -> Result<Vec<String>, Failure> {
     let mut hits = vec![false; patterns.len()];
+    let mut matched = vec![false; regexes.len()];
     let mut paths = Vec::new();
     for (path, exec_path) in rows {
         let Some(label) = label_of(&exec_path, packages) else {
@@ -125,17 +126,28 @@ fn of_packages(
         for (hit, pattern) in hits.iter_mut().zip(patterns) {
             *hit |= pattern.is_negative || pattern.covers(&label);
         }
-        if pattern::matches(patterns, &label) {
+        if !pattern::matches(patterns, &label) {
+            continue;
+        }
+        let mut is_wanted = regexes.is_empty();
+        for (matched, regex) in matched.iter_mut().zip(regexes) {
+            if regex.matches(&exec_path) {
+                (*matched, is_wanted) = (true, true);
+            }
+        }
+        if is_wanted {
             paths.push(path);
         }
     }
-    let missed = patterns.iter().zip(&hits).find(|(_, hit)| !**hit);
-    match missed.map(|(pattern, _)| pattern) {
-        Some(pattern) => Err(Failure::not_found(format!(
-            "--all-of={pattern}: no recorded output is in such a package"
-        ))),
-        None => Ok(paths),
+    if let Some((pattern, _)) = patterns.iter().zip(&hits).find(|(_, hit)| !**hit) {
+        let message = format!("--all-of={pattern}: no recorded output is in such a package");
+        return Err(Failure::not_found(message));
     }
+    if let Some((regex, _)) = regexes.iter().zip(&matched).find(|(_, hit)| !**hit) {
+        let message = format!("--path={regex}: no recorded output of the packages in --all-of matches");
+        return Err(Failure::not_found(message));
+    }
+    Ok(paths)
 }
 
 /// A label in the package that an output is in: the nearest directory above that is known to be one, or its own.
@@ -191,7 +203,7 @@ mod tests {
             let pattern: TargetPattern = pattern.parse().unwrap();
             let packages = ["//".to_owned(), "//app".to_owned(), pattern.package()].into();
             let rows = rows.map(|path| (path.to_owned(), path.to_owned()));
-            let paths = of_packages(rows.into(), &packages, std::slice::from_ref(&pattern));
+            let paths = of_packages(rows.into(), &packages, std::slice::from_ref(&pattern), &[]);
             let paths = paths.unwrap_or_else(|failure| panic!("{}", failure.message));
             let below = paths
                 .iter()
@@ -203,22 +215,34 @@ mod tests {
     #[test]
     fn each_pattern_of_packages_must_match() {
         let packages = ["//a", "//b"].map(str::to_owned).into();
-        for (patterns, expected) in [
-            (&["//a:all"][..], Ok(1)),
-            (&["//..."], Ok(2)),
-            (&["//...", "-//b/..."], Ok(1)),
-            (&["//a/...", "-//none/..."], Ok(1)),
-            (&["-//b/..."], Ok(1)),
-            (&["//a:all", "//none/..."], Err("--all-of=//none/...: ")),
-            (&["//none:all", "//a/..."], Err("--all-of=//none:all: ")),
+        for (patterns, regexes, expected) in [
+            (&["//a:all"][..], &[][..], Ok(1)),
+            (&["//..."], &[], Ok(2)),
+            (&["//...", "-//b/..."], &[], Ok(1)),
+            (&["//a/...", "-//none/..."], &[], Ok(1)),
+            (&["-//b/..."], &[], Ok(1)),
+            (&["//a:all", "//none/..."], &[], Err("--all-of=//none/...: ")),
+            (&["//none:all", "//a/..."], &[], Err("--all-of=//none:all: ")),
+            (&["//..."], &[".*/a/x", ".*/b/.*"], Ok(2)),
+            // Its package is there; only the expression is of no use.
+            (&["//a:all", "//b:all"], &[".*/a/x"], Ok(1)),
+            (&["//a:all"], &[".*/b/x"], Err("--path=.*/b/x: ")),
+            (&["//..."], &[".*/a/x", ".*/none"], Err("--path=.*/none: ")),
+            (&["//none/..."], &["none"], Err("--all-of=//none/...: ")),
         ] {
             let rows = ["bazel-out/k8/bin/a/x", "bazel-out/k8/bin/b/x"];
             let rows = rows.map(|path| (format!("/w/{path}"), path.to_owned()));
             let read: Vec<TargetPattern> = patterns.iter().map(|text| text.parse().unwrap()).collect();
-            match (of_packages(rows.into(), &packages, &read), expected) {
-                (Ok(paths), Ok(count)) => assert_eq!(paths.len(), count, "{patterns:?}"),
-                (Err(failure), Err(part)) => assert!(failure.message.starts_with(part), "{patterns:?}"),
-                (got, _) => panic!("{patterns:?}: {:?}", got.map_err(|failure| failure.message)),
+            let by_path: Vec<PathRegex> = regexes.iter().map(|text| text.parse().unwrap()).collect();
+            match (of_packages(rows.into(), &packages, &read, &by_path), expected) {
+                (Ok(paths), Ok(count)) => assert_eq!(paths.len(), count, "{patterns:?} {regexes:?}"),
+                (Err(failure), Err(part)) => {
+                    assert!(failure.message.starts_with(part), "{}", failure.message);
+                }
+                (got, _) => panic!(
+                    "{patterns:?} {regexes:?}: {:?}",
+                    got.map_err(|failure| failure.message)
+                ),
             }
         }
     }
