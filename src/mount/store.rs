@@ -134,16 +134,19 @@ type Ending = watch::Receiver<Option<Result<(), ReadError>>>;
 
 /// What is being fetched.
 struct Coming {
+    /// Distinguishes it from others of the same blob.
+    number: u64,
     ending: Ending,
     /// Why it was begun.
     class: Class,
-    /// The most urgent reason for it since.
-    urgency: Class,
+    /// Why the first of those was begun that are one request to the cache.
+    first: Class,
 }
 
 /// A download that somebody waits for.
 struct Begun {
     _hold: Hold,
+    number: u64,
     ending: Ending,
     /// Why it was begun.
     class: Class,
@@ -151,12 +154,26 @@ struct Begun {
 
 struct State {
     shelf: Shelf,
-    /// What is being fetched.
+    /// What is being fetched. Of one blob it is the last that was begun, for the most urgent reason.
     coming: HashMap<Digest, Coming>,
+    /// How many downloads were begun.
+    begun: u64,
     /// When files made way on a full disk last.
     made_way: Option<Instant>,
     /// How many files were put aside to be removed.
     left: u64,
+}
+
+impl State {
+    /// Notes that a download is over; true if it was the last that was begun of its blob.
+    fn is_over(&mut self, digest: &Digest, number: u64) -> bool {
+        let coming = self.coming.get(digest);
+        let is_last = coming.is_some_and(|coming| coming.number == number);
+        if is_last {
+            self.coming.remove(digest);
+        }
+        is_last
+    }
 }
 
 /// Why a blob has not come.
@@ -251,6 +268,7 @@ impl Store {
             state: Mutex::new(State {
                 shelf,
                 coming: HashMap::new(),
+                begun: 0,
                 made_way: None,
                 left: 0,
             }),
@@ -344,7 +362,7 @@ impl Store {
                 Ok(Some(Err(_))) if class > begun.class => {}
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) | Err(_) => {
-                    self.state.lock().coming.remove(&blob.digest);
+                    self.state.lock().is_over(&blob.digest, begun.number);
                     return Err(ReadError::Ending);
                 }
             }
@@ -367,7 +385,7 @@ impl Store {
         }
     }
 
-    /// Begins to fetch a blob, unless somebody has. It goes on if the caller gives up.
+    /// Begins to fetch a blob, unless somebody has for a reason as urgent. It goes on if the caller gives up.
     fn begin(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<Begun, ReadError> {
         let digest = &blob.digest;
         let mut state = self.state.lock();
@@ -379,29 +397,24 @@ impl Store {
         // Before the lock is free: it could be fetched again already.
         let leaving = self.put_aside(&mut state, &evicted);
         let hold = self.holding(digest);
-        if let Some(coming) = state.coming.get_mut(digest) {
-            let begun = Begun {
+        if let Some(coming) = state.coming.get(digest).filter(|coming| coming.class >= class) {
+            return Ok(Begun {
                 _hold: hold,
+                number: coming.number,
                 ending: coming.ending.clone(),
-                class: coming.class,
-            };
-            if class > coming.urgency {
-                coming.urgency = class;
-                state.shelf.hold(digest);
-                let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
-                // The materializer takes what is wanted twice for as urgent as the more urgent of the two.
-                tokio::spawn(async move {
-                    let _ = store.fetch(&blob, class).await;
-                    drop(work);
-                });
-            }
-            return Ok(begun);
+                class: coming.first,
+            });
         }
+        let first = state.coming.get(digest).map_or(class, |coming| coming.first);
+        // The materializer takes what is wanted twice for as urgent as the more urgent of the two, and fetches it once.
         let (sender, ending) = watch::channel(None);
+        state.begun += 1;
+        let number = state.begun;
         let coming = Coming {
+            number,
             ending: ending.clone(),
             class,
-            urgency: class,
+            first,
         };
         state.coming.insert(digest.clone(), coming);
         state.shelf.hold(digest);
@@ -409,15 +422,16 @@ impl Store {
         tokio::spawn(async move {
             store.remove_aside(leaving).await;
             let fetched = store.fetch(&blob, class).await;
-            store.ended(&blob.digest, &fetched);
+            store.ended(&blob.digest, number, &fetched);
             // Readers who have waited hold it; what they do next finds nothing of this here.
             drop((work, store));
             let _ = sender.send(Some(fetched.map(|_| ()).map_err(|missed| missed.error)));
         });
         Ok(Begun {
             _hold: hold,
+            number,
             ending,
-            class,
+            class: first,
         })
     }
 
@@ -429,22 +443,23 @@ impl Store {
         }
     }
 
-    /// Notes how a download has ended. A file that was there before stays, unless its bytes are known to be wrong.
-    fn ended(&self, digest: &Digest, fetched: &Result<Kept, Missed>) {
+    /// Notes how a download has ended. A file that was there before stays, unless its bytes are known to be wrong; and if
+    /// another download of it was begun since, that one decides.
+    fn ended(&self, digest: &Digest, number: u64, fetched: &Result<Kept, Missed>) {
         let mut state = self.state.lock();
+        let is_last = state.is_over(digest, number);
         let before = state.shelf.kept(digest);
-        let kept = match fetched {
-            Ok(kept) => *kept,
-            Err(missed) if !missed.is_wrong && before != Kept::Nothing && self.look(digest).is_ok() => before,
-            Err(_) => {
+        match fetched {
+            Ok(kept) => state.shelf.set(digest, *kept),
+            Err(missed) if !missed.is_wrong && before != Kept::Nothing && self.look(digest).is_ok() => {}
+            Err(_) if is_last => {
                 if before != Kept::Nothing {
                     self.remove(digest);
                 }
-                Kept::Nothing
+                state.shelf.set(digest, Kept::Nothing);
             }
-        };
-        state.shelf.set(digest, kept);
-        state.coming.remove(digest);
+            Err(_) => {}
+        }
     }
 
     fn remove(&self, digest: &Digest) {

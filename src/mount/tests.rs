@@ -3,7 +3,10 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use futures::future::join_all;
-use outhaul_testkit::cache::{BlobFault, EmbeddedCache, RunningCache, Times};
+use outhaul_testkit::{
+    cache::{BlobFault, EmbeddedCache, RunningCache, Times},
+    until,
+};
 
 use super::{
     error::ReadError,
@@ -355,4 +358,25 @@ async fn a_reader_tries_for_itself_what_failed_when_nobody_waited_for_it() {
     assert!(ahead.is_err());
     one.unwrap();
     another.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_reader_has_asked_for_is_counted_also_if_it_gives_up() {
+    let rig = Rig::new().await;
+    let (store, digest) = (rig.store(1 << 20), rig.cache.store().put(vec![1; 5000]));
+    let blob = rig.blob(&digest);
+    rig.cache
+        .faults()
+        .blob(&digest, BlobFault::StallAfter(1000), Times::First(1));
+    for class in [Class::Optional, Class::Required] {
+        let read = store.bring(&blob, class);
+        assert!(futures::poll!(std::pin::pin!(read)).is_pending());
+    }
+    rig.cache.faults().sever_connections();
+    until("nothing is under way", async || {
+        store.ready(&digest).is_some() || !store.has(&digest)
+    })
+    .await;
+    let on_disk = files_below(&rig.dir.path().join("store/sha256")) as u64;
+    assert_eq!(store.filled().0, on_disk * 8192);
 }
