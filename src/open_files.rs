@@ -68,6 +68,17 @@ pub(crate) fn raise() {
     }
 }
 
+/// Takes back what [`raise`] did, before this process becomes another program or starts its last child.
+pub(crate) fn lower() {
+    if let Some(current) = INHERITED.get() {
+        let limit = Rlimit {
+            current: *current,
+            ..getrlimit(Resource::Nofile)
+        };
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
 /// What a shell has to do first, so that what it runs has the limit that we have inherited; nothing if we have not
 /// raised it. (Without `unsafe`, nothing can be done in a child between its start and its program's.)
 pub(crate) fn lowering() -> Option<String> {

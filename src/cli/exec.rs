@@ -10,13 +10,17 @@ use std::{
 };
 
 use clap::Args;
+use rustix::io::Errno;
 
 use super::{
+    bare_runtime,
     client::Client,
     exit,
     exit::Failure,
     get::{self, OfBuild, Show, is_target},
-    import, runfiles, runtime,
+    import,
+    run::child::{self, Signals},
+    runfiles, runtime,
     scratch::Scratch,
     stage::{WhichArgs, failure, print_failures, text},
 };
@@ -100,7 +104,7 @@ pub(super) fn main(args: &ExecArgs) -> Result<u8, Failure> {
             prepare(args, &args.state, &invocation, &workspace)
         }
     };
-    Err(run(args, &ready?))
+    run(args, &ready?)
 }
 
 fn prepare(args: &ExecArgs, state: &StateArgs, invocation: &str, workspace: &str) -> Result<Ready, Failure> {
@@ -317,34 +321,114 @@ fn is_runfile_of(output: &pb::StagedOutput, program: &str) -> bool {
     below.is_some_and(|below| below.starts_with(".runfiles/"))
 }
 
-/// Whether the system runs a file, or would leave it to a shell to take each line for a command. All outputs are
-/// executable for Bazel.
-fn is_program(path: &Path) -> io::Result<bool> {
-    let mut begin = Vec::new();
-    File::open(path)?.take(4).read_to_end(&mut begin)?;
-    Ok(begin.starts_with(b"#!") || begin == b"\x7fELF")
+/// What a file is to the system. All outputs are executable for Bazel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It begins with `#!`.
+    Script,
+    /// A program.
+    Elf(Machine),
+    /// A shell would take each line for a command.
+    Other,
 }
 
-/// Runs the program in the place of this process. Returns only if that fails.
-fn run(args: &ExecArgs, ready: &Ready) -> Failure {
+/// What an ELF file says it is for: 32 or 64 bits, the order of bytes, and the number of the machine.
+type Machine = [u8; 4];
+
+fn kind(path: &Path) -> io::Result<Kind> {
+    let mut begin = Vec::new();
+    File::open(path)?.take(20).read_to_end(&mut begin)?;
+    Ok(match *begin {
+        [b'#', b'!', ..] => Kind::Script,
+        [0x7f, b'E', b'L', b'F', class, order, .., first, second] if begin.len() == 20 => {
+            Kind::Elf([class, order, first, second])
+        }
+        _ => Kind::Other,
+    })
+}
+
+/// The name of such a machine.
+fn machine_name(machine: Machine) -> String {
+    const BIG_ENDIAN: u8 = 2;
+    let [_, order, first, second] = machine;
+    let number = match order {
+        BIG_ENDIAN => u16::from_be_bytes([first, second]),
+        _ => u16::from_le_bytes([first, second]),
+    };
+    let name = match number {
+        3 => "i386",
+        20 => "ppc",
+        21 => "ppc64",
+        22 => "s390x",
+        40 => "arm",
+        62 => "x86_64",
+        183 => "aarch64",
+        243 => "riscv",
+        258 => "loongarch",
+        other => return format!("the ELF machine {other}"),
+    };
+    name.to_owned()
+}
+
+/// Runs the program in the place of this process, which returns only if that fails; one for another kind of machine as its
+/// child.
+fn run(args: &ExecArgs, ready: &Ready) -> Result<u8, Failure> {
     let program = &ready.program;
-    if is_program(program.as_ref()).is_ok_and(|is_program| !is_program) {
+    let path: &Path = program.as_ref();
+    let its = kind(path);
+    if matches!(its, Ok(Kind::Other)) {
         let message =
             format!("{program}: it is neither an ELF file nor a script that begins with #!; it was not run");
-        return Failure::new(exit::NOT_RUN, message);
+        return Err(Failure::new(exit::NOT_RUN, message));
     }
-    let error = command(args, ready).exec();
-    let code = match error.kind() {
-        io::ErrorKind::NotFound => exit::NO_COMMAND,
-        _ => exit::NOT_RUN,
-    };
-    Failure::new(code, format!("{program}: {error}"))
+    let mut command = command(args, ready);
+    match (its, kind("/proc/self/exe".as_ref())) {
+        (Ok(Kind::Elf(its)), Ok(Kind::Elf(ours))) if its != ours => run_foreign(command, program, its),
+        _ => {
+            open_files::lower();
+            Err(not_run(program, &command.exec()))
+        }
+    }
+}
+
+/// Runs a program of another machine, for which there may be an emulator. If there is none, `exec` of the C library would have
+/// a shell read the program, which a child does not.
+fn run_foreign(command: Command, program: &str, machine: Machine) -> Result<u8, Failure> {
+    bare_runtime()?.block_on(async {
+        let mut signals = Signals::listen()?;
+        open_files::lower();
+        let started = tokio::process::Command::from(command).spawn();
+        let mut child = started.map_err(|error| match error.raw_os_error() {
+            Some(errno) if errno == Errno::NOEXEC.raw_os_error() => {
+                let message = format!(
+                    "{program}: this machine cannot run it, as it was built for {}; run it on such a machine, or install an \
+                     emulator and register it with binfmt_misc",
+                    machine_name(machine)
+                );
+                Failure::new(exit::NOT_RUN, message)
+            }
+            _ => not_run(program, &error),
+        })?;
+        Ok(child::code(signals.see_through(&mut child, |_| {}).await?))
+    })
+}
+
+/// Why a program that is there was not started.
+fn not_run(program: &str, error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::NotFound if Path::new(program).exists() => Failure::new(
+            exit::NO_COMMAND,
+            format!("{program}: the interpreter or loader that it names does not exist on this machine"),
+        ),
+        io::ErrorKind::NotFound => Failure::new(exit::NO_COMMAND, format!("{program}: {error}")),
+        _ => Failure::new(exit::NOT_RUN, format!("{program}: {error}")),
+    }
 }
 
 /// How the program is run.
 fn command(args: &ExecArgs, ready: &Ready) -> Command {
     let program = &ready.program;
-    let mut command = open_files::command(program.as_ref()).into_std();
+    let mut command = Command::new(program);
     command.args(&args.args);
     // As `bazel run` does it.
     for inherited in [
@@ -410,20 +494,36 @@ mod tests {
     }
 
     #[test]
-    fn data_is_no_program() {
+    fn data_is_no_program_and_a_program_says_what_it_is_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
+        let elf = |header: &[u8]| [b"\x7fELF", header, &[0; 16]].concat()[..20].to_vec();
+        let aarch64 = [&elf(&[2, 1])[..18], &[183, 0]].concat();
         for (bytes, expected) in [
-            (&b"#!/bin/sh\n"[..], true),
-            (b"\x7fELF\x02\x01", true),
-            (b"rm -rf x\n", false),
-            (b"PK\x03\x04", false),
-            (b"#", false),
-            (b"", false),
+            (b"#!/bin/sh\n".to_vec(), Kind::Script),
+            (b"#!".to_vec(), Kind::Script),
+            (aarch64, Kind::Elf([2, 1, 183, 0])),
+            (elf(&[1, 2])[..19].to_vec(), Kind::Other),
+            (b"rm -rf x\n".to_vec(), Kind::Other),
+            (b"PK\x03\x04".to_vec(), Kind::Other),
+            (b"#".to_vec(), Kind::Other),
+            (Vec::new(), Kind::Other),
         ] {
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(is_program(&path).unwrap(), expected, "{bytes:?}");
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(kind(&path).unwrap(), expected, "{bytes:?}");
         }
+        for (machine, name) in [
+            ([2, 1, 183, 0], "aarch64"),
+            ([2, 2, 0, 22], "s390x"),
+            ([1, 1, 0, 1], "the ELF machine 256"),
+        ] {
+            assert_eq!(machine_name(machine), name);
+        }
+        let own = kind("/proc/self/exe".as_ref()).unwrap();
+        assert!(
+            matches!(own, Kind::Elf([_, _, machine, other]) if machine != other),
+            "{own:?}"
+        );
     }
 
     #[test]

@@ -548,6 +548,47 @@ async fn an_older_build_never_answers_with_the_newest_ones_content() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_the_system_cannot_start_is_not_given_to_a_shell() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    let mut elf = b"\x7fELF\x02\x01\x01; echo a shell has read it\n".to_vec();
+    elf.resize(64, b' ');
+    elf[18..20].copy_from_slice(&[0xed, 0xfe]);
+    let cases: [(&[u8], _, _); 2] = [
+        // No machine has this number, and no emulator.
+        (
+            &elf,
+            126,
+            "this machine cannot run it, as it was built for the ELF machine 65261",
+        ),
+        (
+            b"#!/nowhere/to/be/found\n",
+            127,
+            "the interpreter or loader that it names does not exist",
+        ),
+    ];
+    for (n, (program, code, part)) in (2..).zip(cases) {
+        let setting = Setting {
+            workspace: world.path("workspace"),
+            exec_root: world.exec_root().display().to_string(),
+            remote_cache: world.cache.endpoint(),
+            instance_name: String::new(),
+        };
+        let put = |bytes: Vec<u8>| {
+            let is_app = bytes.len() == 5_000_000;
+            world
+                .cache
+                .store()
+                .put(if is_app { program.to_vec() } else { bytes })
+        };
+        let build = GeneratedBuild::new(put, setting, n);
+        world.play(&build, server.address()).await;
+        let ran = asked(&world, &["exec", "//app:app"]).await;
+        ran.says(code, &["/app/app: ", part]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn that_an_action_cache_has_no_digests_is_said_where_an_intermediate_output_is_missing() {
     let world = World::new().await;
     let server = world.serve(&[]).await;

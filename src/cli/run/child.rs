@@ -40,12 +40,12 @@ const HEEDED: &[Signal] = &[
 ];
 
 /// The signals, heeded from when they are listened to.
-pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
+pub(in crate::cli) struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
     /// From now on they do not end the process by themselves. What it was started to ignore, as by `nohup`, it goes on
     /// ignoring, and so does the command.
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(in crate::cli) fn listen() -> io::Result<Self> {
         let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
         let heeded = HEEDED
             .iter()
@@ -81,7 +81,7 @@ impl Signals {
 
     /// Waits for the command's end, and tells it of signals until then; and us, by `asked`, of those that ask it for its
     /// end.
-    pub(super) async fn see_through(
+    pub(in crate::cli) async fn see_through(
         &mut self,
         child: &mut Child,
         asked: impl Fn(Signal),
@@ -194,7 +194,7 @@ fn is_text(path: &PathBuf) -> bool {
 }
 
 /// The command's own code; 128 and the signal's number when a signal ended it, as shells have it.
-pub(super) fn code(status: ExitStatus) -> u8 {
+pub(in crate::cli) fn code(status: ExitStatus) -> u8 {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal))
