@@ -53,6 +53,13 @@ async fn every_commands_help() {
     }
 }
 
+#[tokio::test]
+async fn the_profiles_with_their_reasons_and_the_users_own() {
+    let own = "--profile-rule=logs=required path=.*[.]log";
+    let all = run(["profiles", own]).await.expect(0).out();
+    assert_snapshot!("profiles", all);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_known_of_a_build() {
     let world = World::new().await;
