@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    client::{Client, DaemonAddress, Lost},
+    client::{Client, DaemonAddress, Following, Lost},
     exit,
     exit::Failure,
     paths, print,
@@ -124,6 +124,12 @@ pub(super) struct Follower<'a> {
     address: DaemonAddress,
     cache: CacheArgs,
     begun: Instant,
+    /// The workspace whose next build is followed after this one.
+    later: Option<String>,
+    /// The daemon that has told of the build before.
+    daemon: Option<Client>,
+    /// What it says of the next one.
+    ahead: Option<Following>,
     is_lost: bool,
     is_held: bool,
 }
@@ -136,9 +142,33 @@ impl<'a> Follower<'a> {
             address: DaemonAddress::new(&args.control, &args.state, args.tls.files())?,
             cache: from_environment()?,
             begun: Instant::now(),
+            later: None,
+            daemon: None,
+            ahead: None,
             is_lost: false,
             is_held: false,
         })
+    }
+
+    /// With each later build of a workspace, or of any: the daemon is asked about the next one while it tells of one, so that
+    /// what comes first of that is not missed.
+    pub(super) fn with_later(mut self, workspace: String) -> Self {
+        self.later = Some(workspace);
+        self
+    }
+
+    /// The build that is followed after this one.
+    pub(super) fn after(&self, build: &pb::Invocation) -> pb::InvocationChoice {
+        pb::InvocationChoice {
+            workspace: self.later.clone().unwrap_or_default(),
+            next: true,
+            // What began since then is one of the next.
+            since_ms: match build.started_ms {
+                0 => 0,
+                started_ms => started_ms + 1,
+            },
+            ..pb::InvocationChoice::default()
+        }
     }
 
     /// Follows the build that is meant until `hears` answers.
@@ -149,9 +179,13 @@ impl<'a> Follower<'a> {
     ) -> Result<H::Answer, Failure> {
         let asked_at = now_ms();
         // Once a daemon has answered, its record is left to it: it may be starting again.
-        let mut met = false;
+        let mut met = self.daemon.is_some();
         loop {
-            let mut client = match self.address.connect().await {
+            let connected = match self.daemon.take() {
+                Some(daemon) => Ok(daemon),
+                None => self.address.connect().await,
+            };
+            let mut client = match connected {
                 Ok(daemon) => {
                     met = true;
                     daemon
@@ -176,7 +210,12 @@ impl<'a> Follower<'a> {
                 }
             };
             let ended = self.hear(&mut client, &mut choice, hears).await;
-            client.close().await;
+            if ended.is_ok() && client.here.is_none() {
+                self.daemon = Some(client);
+            } else {
+                self.ahead = None;
+                client.close().await;
+            }
             match ended {
                 Ok(answer) => return Ok(answer),
                 Err(Lost::Connection(reason)) => self.lost(hears, &reason)?,
@@ -202,17 +241,25 @@ impl<'a> Follower<'a> {
         choice: &mut pb::InvocationChoice,
         hears: &mut H,
     ) -> Result<H::Answer, Lost> {
-        let mut following = client.watch(choice.clone()).await?;
+        let mut following = match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => client.watch(choice.clone()).await?,
+        };
         if client.here.is_none() {
             self.is_lost = false;
             hears.found().map_err(|e| Lost::Refused(e.into()))?;
         }
         while let Some(event) = following.next().await? {
+            let mut next = None;
             if let Event::Invocation(invocation) = &event {
                 *choice = by_id(&invocation.invocation_id);
+                next = (self.later.is_some() && client.here.is_none()).then(|| self.after(invocation));
             }
             if let Some(answer) = hears.event(client, event).await.map_err(Lost::Refused)? {
                 return Ok(answer);
+            }
+            if let Some(next) = next {
+                self.ahead = Some(client.watch(next).await?);
             }
         }
         Err(Lost::Connection("the daemon has closed the stream".to_owned()))

@@ -51,9 +51,11 @@ pub(super) fn main(args: &WatchArgs) -> Result<u8, Failure> {
     // Before anything else: it counts from here.
     let mut choice = args.choice.choice()?;
     let mut follower = Follower::new(&args.daemon)?;
+    if args.follow {
+        follower = follower.with_later(choice.workspace.clone());
+    }
     runtime()?.block_on(async {
         loop {
-            let workspace = choice.workspace.clone();
             let mut watching = Watching::new(args)?;
             let mut answer = follower.follow(choice, &mut watching).await?;
             if !args.follow {
@@ -63,15 +65,7 @@ pub(super) fn main(args: &WatchArgs) -> Result<u8, Failure> {
             // A later build may well have such a target.
             answer.not_found.clear();
             print_problems(&answer)?;
-            choice = pb::InvocationChoice {
-                workspace,
-                next: true,
-                // What began since then is one of the next.
-                since_ms: answer
-                    .invocation
-                    .map_or(0, |invocation| invocation.started_ms + 1),
-                ..pb::InvocationChoice::default()
-            };
+            choice = follower.after(&answer.invocation.unwrap_or_default());
         }
     })
 }
@@ -94,8 +88,11 @@ impl Hears for Watching<'_> {
         let answer = self.judge.take(&event);
         match event {
             Event::Invocation(invocation) => {
+                self.has_gaps |= client.here.is_some() || has_outputs(&invocation);
                 self.invocation = invocation.invocation_id;
-                self.recorded(client, false).await?;
+                if self.has_gaps {
+                    self.recorded(client, false).await?;
+                }
             }
             Event::Output(output) => self.output(&output)?,
             Event::Lagged(_) => self.has_gaps = true,
@@ -181,14 +178,13 @@ impl<'a> Watching<'a> {
     async fn recorded(&mut self, client: &mut Client, at_end: bool) -> Result<(), Failure> {
         let id = self.invocation.clone();
         let (build, targets) = client.invocation(&id).await?;
-        // Outputs are wanted when their target is completed.
-        let is_begun = |target: &pb::Target| target.state() != pb::TargetState::Announced;
-        self.has_gaps |= targets.iter().any(is_begun);
-        if !self.has_gaps {
-            return Ok(());
-        }
-        let is_over =
-            |target: &&pb::Target| at_end || is_begun(target) && target.state() != pb::TargetState::Completed;
+        let is_open = |target: &pb::Target| {
+            matches!(
+                target.state(),
+                pb::TargetState::Announced | pb::TargetState::Completed
+            )
+        };
+        let is_over = |target: &&pb::Target| at_end || !is_open(target);
         let over: HashSet<(String, String)> = targets
             .iter()
             .filter(is_over)
@@ -292,6 +288,15 @@ impl<'a> Watching<'a> {
             ..pb::OutputEnd::default()
         })
     }
+}
+
+/// Whether there may be outputs of a build on disk that nothing is heard of any more: it has said so before, or is over.
+fn has_outputs(build: &pb::Invocation) -> bool {
+    let goes_on = matches!(
+        build.state(),
+        pb::InvocationState::Running | pb::InvocationState::Draining | pb::InvocationState::Unspecified
+    );
+    !goes_on || build.downloaded + build.present > 0
 }
 
 /// Whether an output that was wanted is on disk.

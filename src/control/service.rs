@@ -214,6 +214,11 @@ impl Service {
             }
             (row, 0)
         });
+        self.shown(row, pending)
+    }
+
+    /// A row as it is told, with the number of required outputs that are still on their way.
+    fn shown(&self, row: InvocationRow, pending: u64) -> pb::Invocation {
         let outputs = row.outputs;
         let stores = outputs.stores.iter().map(|(name, n)| (name.as_str().into(), *n));
         let tally = with_fields_of!(outputs, Tally {

@@ -521,7 +521,9 @@ impl Actor {
     fn begin_watch(&mut self) -> Begun {
         let report = self.phase.report().cloned();
         let is_unloaded = matches!(self.phase, Phase::Unloaded(_));
+        self.fill_row();
         Begun {
+            now: (self.row.clone(), self.ledger.required),
             changes: report.is_none().then(|| self.followers.listeners.add()),
             report,
             page: (!is_unloaded).then(|| self.page(0)),

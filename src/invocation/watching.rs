@@ -11,13 +11,15 @@ use super::{
     feed::{Change, Numbered, Report},
     message::{Message, ask},
 };
-use crate::record::{Record, TargetRow};
+use crate::record::{InvocationRow, Record, TargetRow};
 
 /// Targets that are asked for at once.
 pub(crate) const PAGE: usize = 256;
 
 /// How a listener follows a build's task.
 pub(super) struct Begun {
+    /// What the build had come to, and how many required outputs were still on their way.
+    pub(super) now: (InvocationRow, u64),
     /// What changes from now on; nothing of a build that is over.
     pub(super) changes: Option<broadcast::Receiver<Arc<Numbered>>>,
     /// What was reported at its end.
@@ -83,6 +85,12 @@ impl Watch {
             watch.show(page);
         }
         watch
+    }
+
+    /// What the build had come to when this began, and how many required outputs were still on their way: the changes are
+    /// what comes after it.
+    pub(crate) const fn now(&self) -> &(InvocationRow, u64) {
+        &self.begun.now
     }
 
     fn show(&mut self, page: Page) {

@@ -183,7 +183,14 @@ impl Service {
                 Some(engine) => engine.watch(id).await,
                 None => None,
             };
-            let invocation = self.now(id).await.ok_or_else(forgotten)?;
+            let invocation = match &changes {
+                // It waits for nothing, so that what comes from now on does not wait for it.
+                Some(changes) => {
+                    let (row, pending) = changes.now().clone();
+                    self.shown(row, pending)
+                }
+                None => self.now(id).await.ok_or_else(forgotten)?,
+            };
             let opening = if first {
                 Event::Invocation(invocation.clone())
             } else {
