@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use outhaul::demo::{Setting, Shape, play};
+use outhaul::demo::{GeneratedBuild, Setting, Shape, play};
 use outhaul_testkit::{
     Ran, Running,
     cache::{BlobFault, RequestFault, Times},
@@ -507,6 +507,56 @@ async fn every_file_of_a_large_build_is_listed_once() {
     }
     let all = memory().saturating_sub(before) * 1024 / files as u64;
     eprintln!("{all} bytes a file, with what the allocator keeps");
+}
+
+/// Prints how fast a large file is read through the mount, and the same bytes from a file of the store.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for docs/benchmarks.md; OUTHAUL_MOUNT_MIB is how large the file is"]
+async fn measured_second_read_of_a_file() {
+    let mib = std::env::var("OUTHAUL_MOUNT_MIB").map_or(256, |mib| mib.parse().unwrap());
+    let world = World::new().await;
+    let server = world.serve(&["--download=minimal"]).await;
+    let setting = Setting {
+        workspace: world.path("workspace"),
+        exec_root: world.exec_root().display().to_string(),
+        remote_cache: world.cache.endpoint(),
+        instance_name: String::new(),
+    };
+    let put = |bytes: Vec<u8>| {
+        let is_app = bytes.len() == 5_000_000;
+        let bytes = if is_app { vec![7; mib << 20] } else { bytes };
+        world.cache.store().put(bytes)
+    };
+    let build = GeneratedBuild::new(put, setting, 2);
+    world.play(&build, server.address()).await;
+    let name = "measured_second_read_of_a_file";
+    let Some(mounted) = Mounted::start(name, &world, &[&world.cache_flag(), "--no-prefetch"]).await else {
+        return;
+    };
+    let app = world.file("app/app").0.path.clone();
+    let script = "find \"$1\" -type f -size +$(($(stat -c %s \"$2\") / 2))c";
+    let through = mounted.latest().join(app);
+    let read = |path: &Path| {
+        let began = std::time::Instant::now();
+        let mut file = fs::File::open(path).unwrap();
+        let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0);
+        loop {
+            match io::Read::read(&mut file, &mut buffer).unwrap() {
+                0 => break,
+                read => bytes += read,
+            }
+        }
+        assert_eq!(bytes, mib << 20);
+        bytes as f64 / f64::from(1 << 30) / began.elapsed().as_secs_f64()
+    };
+    eprintln!("first, with its download: {:.2} GiB/s", read(&through));
+    let store = world.path("state/mount");
+    let kept = shell(script, [Path::new(&store), &through]).await.ok();
+    let kept = PathBuf::from(kept.out().trim());
+    for _ in 0..5 {
+        let (second, itself) = (read(&through), read(&kept));
+        eprintln!("again: {second:.2} GiB/s, the file in the store {itself:.2}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
