@@ -20,6 +20,7 @@ mod flags;
 mod google;
 mod holding;
 mod incremental;
+mod intermediates;
 mod kill;
 mod kinds;
 mod oldest;

@@ -177,7 +177,7 @@ fn output_groups_that_leave_the_default_ones_out_bring_no_runfiles(stage: &Stage
 }
 
 /// What `bazel dump --action_cache` says: path, digest and size of each output, and of each file of a tree.
-fn dumped(bazel: &Bazel) -> BTreeSet<String> {
+pub(crate) fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     let run = bazel.run("dump", &["--action_cache"]).ok();
     let mut named = BTreeSet::new();
     for line in run
@@ -215,7 +215,7 @@ fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     named
 }
 
-fn what_the_action_cache_holds_is_known_and_can_be_downloaded(stage: &Stage) {
+pub(crate) fn what_the_action_cache_holds_is_known_and_can_be_downloaded(stage: &Stage) {
     if stage.version == Version::Four {
         return;
     }
