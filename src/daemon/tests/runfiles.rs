@@ -477,6 +477,8 @@ async fn a_program_that_is_not_among_its_targets_outputs_is_found_by_its_manifes
         ("hidden", an_hour_ago, true),
         ("deep/hidden.launcher", an_hour_ago, true),
         ("hiddenother.sh", an_hour_ago, false),
+        ("hidden_test", an_hour_ago, false),
+        ("hidden_test.sh", an_hour_ago, false),
         ("hidden.executable", now, true),
         ("hidden_/any.sh", now, true),
         ("some/deep/any.sh", now, true),

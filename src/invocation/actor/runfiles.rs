@@ -109,25 +109,19 @@ impl Actor {
         let targets = targets.filter(|(target, row)| row.success && target.aspect.is_empty());
         let packages = targets.filter_map(|(target, _)| self.build.package_directory(target));
         let packages: BTreeSet<String> = packages.collect();
-        // An alias has outputs in another package.
-        let is_known = |directory: &str| {
-            let ends = directory.match_indices('/').map(|(at, _)| at);
-            ends.chain([directory.len()])
-                .any(|end| packages.contains(&directory[..end]))
-        };
-        let is_in_bin = |directory: &str| runfiles::place_in_bin(directory).is_some();
-        let foreign = directories
-            .iter()
-            .filter(|directory| is_in_bin(directory) && !is_known(directory));
-        let foreign: HashSet<String> = foreign.cloned().collect();
+        // An alias has outputs in another package, which may be below its own.
+        let is_foreign =
+            |directory: &str| !packages.contains(directory) && runfiles::place_in_bin(directory).is_some();
+        let foreign = directories.iter().filter(|directory| is_foreign(directory));
+        let foreign: BTreeSet<String> = foreign.cloned().collect();
         let walked: Vec<String> = packages.iter().chain(&foreign).cloned().collect();
         let root = place.root.clone();
         let found = spawn_blocking(move || root.place.programs(&directories, &walked)).await;
         let (found, passed_over) = found.unwrap_or_default();
         if let Some(directory) = passed_over {
             self.ledger.tally.note(&format!(
-                "programs were not looked for in {directory} and perhaps more, as the packages have too many directories of \
-                 outputs: the runfiles of those there were not downloaded"
+                "did not look for programs in {directory} and perhaps in other directories, as the packages have too many \
+                 directories of outputs; if there are programs, their runfiles were not downloaded"
             ));
         }
         if found.is_empty() {
@@ -155,7 +149,7 @@ impl Actor {
     }
 
     /// A target that has outputs in each of these directories.
-    fn named_in(&self, directories: &HashSet<String>) -> HashMap<String, Arc<TargetId>> {
+    fn named_in(&self, directories: &BTreeSet<String>) -> HashMap<String, Arc<TargetId>> {
         if directories.is_empty() {
             return HashMap::new();
         }
@@ -496,21 +490,17 @@ impl<'a> Owners<'a> {
         self.by_package(program).map(|target| (target, false))
     }
 
-    /// The target of the program's package whose name its file's begins with, such as `app` for `launchers/app.sh`. Whichever
+    /// The target of the program's package whose name its file's has before a dot, such as `app` for `launchers/app.sh`. Whichever
     /// build made its manifest, it may well be of that target.
     fn named_after(&self, program: &str) -> Option<Arc<TargetId>> {
         let place = runfiles::place_in_bin(program)?;
         let ends = place.rmatch_indices('/').map(|(at, _)| at + 1).chain([0]);
         let file = place.rsplit('/').next()?;
-        for package in ends.map(|end| &place[..end]) {
-            for (at, _) in file.rmatch_indices(['.', '-', '_']) {
-                match self.by_name.get(&format!("{package}{}", &file[..at])) {
-                    Some((most, target)) if *most > Class::Known => return Some((*target).clone()),
-                    _ => {}
-                }
-            }
-        }
-        None
+        // Only dots: `app_test` is another target than `app`.
+        let stem = file.split('.').next().filter(|stem| stem.len() < file.len())?;
+        let mut packages = ends.map(|end| &place[..end]);
+        let (most, target) = packages.find_map(|package| self.by_name.get(&format!("{package}{stem}")))?;
+        (*most > Class::Known).then(|| (*target).clone())
     }
 
     /// A target of the package that a program is in.

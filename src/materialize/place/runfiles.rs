@@ -97,18 +97,29 @@ impl OutputRoot {
         let left = packages.iter().map(|package| VecDeque::from([package.clone()]));
         let mut left: VecDeque<VecDeque<String>> = left.collect();
         let mut passed_over = None;
+        let mut waiting = packages.len();
         while let Some(mut of_package) = left.pop_front() {
             let Some(directory) = of_package.pop_front() else {
                 continue;
             };
+            waiting -= 1;
             if !looked_at.contains(&directory) {
                 if looked_at.len() >= packages.len() + WALKED {
-                    passed_over = Some(directory);
+                    passed_over.get_or_insert(directory);
                     break;
                 }
-                let below = self.programs_in(&directory, &mut programs).into_iter();
-                let below = below.filter(|name| !self.is_package(&directory, name));
-                of_package.extend(below.take(WALKED).map(|name| format!("{directory}/{name}")));
+                for name in self.programs_in(&directory, &mut programs) {
+                    let below = format!("{directory}/{name}");
+                    // Their names take memory.
+                    if waiting >= packages.len() + 4 * WALKED {
+                        passed_over.get_or_insert(below);
+                        break;
+                    }
+                    if !self.is_package(&directory, &name) {
+                        of_package.push_back(below);
+                        waiting += 1;
+                    }
+                }
                 looked_at.insert(directory);
             }
             left.push_back(of_package);
