@@ -1,6 +1,14 @@
 //! What every command that downloads outputs needs.
 
-use std::{collections::HashSet, io, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    ops::ControlFlow,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     bep::{self, event::CommandLine},
@@ -13,10 +21,16 @@ use crate::{
     lease,
     materialize::{MaterializeOptions, Materializer},
     metrics::Metrics,
-    record::{OutputState, Record},
+    record::{OutputState, Record, RootId},
     roots::{RootError, RootRules, Roots},
     sources::{BuildDirectories, SourceError, SourceRule, Sources},
+    units::now_ms,
 };
+
+/// For how long builds count whose outputs' directories should be there, in milliseconds: a week.
+const REMEMBERED_MS: i64 = 7 * 24 * 3600 * 1000;
+/// Outputs in deleted directories that are looked at.
+const DELETED: usize = 10_000;
 
 /// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
@@ -103,33 +117,66 @@ impl Services {
         self.roots.allows(output_base)
     }
 
-    /// Whether directories are gone that recorded outputs lay in, and Bazel's action cache is still there: then Bazel does not
-    /// name these outputs if it downloads nothing. Walks over the record, and blocks.
-    pub(crate) fn lacks_directories(&self, output_base: &Path) -> bool {
-        let entries = std::fs::read_dir(output_base.join("action_cache"));
-        if !entries.is_ok_and(|mut entries| entries.next().is_some()) {
-            return false;
-        }
+    /// A directory that is gone and that outputs of the last days lay in, with Bazel's action cache still there: then Bazel does
+    /// not name these outputs if it downloads nothing. Walks over the record, and blocks.
+    pub(crate) fn deleted_directory(&self, output_base: &Path) -> Option<PathBuf> {
+        let rules = self.roots.rules();
+        let output_base = output_base.to_str().map(|base| rules.translate(base))?;
+        let mut entries = std::fs::read_dir(output_base.join("action_cache")).ok()?;
+        entries.next()?.ok()?;
         let roots = self.record.roots().into_iter();
         roots
-            .filter(|(_, root)| Path::new(&root.path).starts_with(output_base))
-            .any(|(id, root)| {
-                let exec_root = Path::new(&root.path);
-                let mut looked_at = HashSet::new();
-                let is_all_there = self.record.see_outputs_after(id, BUILD_TREE, |row| {
-                    let path = (row.state() == OutputState::Materialized)
-                        .then(|| row.path())
-                        .flatten();
-                    let directory = path.as_ref().and_then(|path| path.parent()).unwrap_or_default();
-                    let is_new = !looked_at.contains(directory) && looked_at.insert(directory.to_owned());
-                    if is_new && !exec_root.join(directory).exists() {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
-                    }
-                });
-                !is_all_there
+            .filter(|(_, root)| {
+                // Of an earlier directory of this name, nothing is Bazel's any more.
+                let found = std::fs::metadata(&root.path);
+                Path::new(&root.path).starts_with(&output_base)
+                    && found.is_ok_and(|found| (found.dev(), found.ino()) == (root.device, root.inode))
             })
+            .find_map(|(id, root)| self.deleted_directory_in(id, Path::new(&root.path)))
+    }
+
+    fn deleted_directory_in(&self, root: RootId, exec_root: &Path) -> Option<PathBuf> {
+        let oldest = now_ms().saturating_sub(REMEMBERED_MS);
+        let oldest = u64::try_from(oldest).unwrap_or_default();
+        let mut looked_at: HashMap<String, bool> = HashMap::new();
+        // What a target had before, such as a directory in a tree, Bazel itself has removed.
+        let mut newest: HashMap<String, u64> = HashMap::new();
+        let mut gone: Vec<(String, u64, PathBuf)> = Vec::new();
+        self.record.see_outputs_after(root, BUILD_TREE, |row| {
+            let (label, version) = (row.label(), row.version());
+            // Versions are about the time in milliseconds.
+            if version < oldest || label.is_empty() {
+                return ControlFlow::Continue(());
+            }
+            match newest.get_mut(label) {
+                Some(newest) => *newest = version.max(*newest),
+                None => {
+                    newest.insert(label.to_owned(), version);
+                }
+            }
+            let path = (row.state() == OutputState::Materialized)
+                .then(|| row.path())
+                .flatten();
+            let Some(directory) = path.as_ref().and_then(|path| path.parent()) else {
+                return ControlFlow::Continue(());
+            };
+            let is_gone = match looked_at.get(directory) {
+                Some(is_gone) => *is_gone,
+                None => {
+                    let is_gone = !exec_root.join(directory).exists();
+                    looked_at.insert(directory.to_owned(), is_gone);
+                    is_gone
+                }
+            };
+            if is_gone && gone.len() < DELETED {
+                gone.push((label.to_owned(), version, exec_root.join(directory)));
+            }
+            ControlFlow::Continue(())
+        });
+        let mut gone = gone.into_iter();
+        gone.find_map(|(label, version, directory)| {
+            (newest.get(&label) == Some(&version)).then_some(directory)
+        })
     }
 
     /// Whether Bazel's action cache may be read.

@@ -391,9 +391,14 @@ impl Host {
         let is_reached = setting.cache.is_ok() || line.is_none_or(|line| line.remote_cache().is_none());
         let mut mode = decide(&setting);
         // One that can run again brings them then.
-        if mode == Mode::Minimal && !repeats && self.lacks_directories(base).await {
-            mode =
-                Mode::Own("directories of outputs were deleted, and Bazel may not name what belongs there");
+        if mode == Mode::Minimal
+            && !repeats
+            && let Some(directory) = self.deleted_directory(base).await
+        {
+            mode = Mode::Unable(format!(
+                "Bazel downloads outputs itself: {} was deleted, and it may not name what belongs there if it downloads nothing",
+                directory.display()
+            ));
         }
         match mode {
             Mode::Minimal => answer.flags.push(MINIMAL.to_owned()),
@@ -403,11 +408,10 @@ impl Host {
         is_reached
     }
 
-    async fn lacks_directories(&self, base: Option<&PathBuf>) -> bool {
-        let Some(base) = base.cloned() else { return false };
-        let services = self.services.clone();
-        let looking = tokio::task::spawn_blocking(move || services.lacks_directories(&base));
-        looking.await.unwrap_or(false)
+    async fn deleted_directory(&self, base: Option<&PathBuf>) -> Option<PathBuf> {
+        let (base, services) = (base?.clone(), self.services.clone());
+        let looking = tokio::task::spawn_blocking(move || services.deleted_directory(&base));
+        tokio::time::timeout(CACHE, looking).await.ok()?.ok()?
     }
 
     /// Whether the cache that is read is the build's own.
