@@ -61,10 +61,14 @@ fn bare_runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))?;
-    // Under `ulimit -f`, a write that is too long fails then, as on a full disk, and does not end the process. What is handled
-    // here, children begin with as usual.
-    runtime.block_on(async {
-        let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
-    });
+    // Under `ulimit -f`, a write that is too long fails then, and does not end the process. What is handled here, children begin
+    // with as usual; what was ignored before stays so.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let xfsz = Signal::XFSZ.as_raw();
+    if ending::ignored(&status) >> (xfsz - 1) & 1 == 0 {
+        runtime.block_on(async {
+            let _ = signal(SignalKind::from_raw(xfsz));
+        });
+    }
     Ok(runtime)
 }

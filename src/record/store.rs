@@ -337,6 +337,7 @@ fn sort_io(error: &io::Error) -> StoreError {
         error.kind(),
         K::StorageFull
             | K::QuotaExceeded
+            | K::FileTooLarge
             | K::ReadOnlyFilesystem
             | K::PermissionDenied
             | K::WouldBlock
@@ -364,8 +365,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_not_damage() {
-        let full = io::Error::from(io::ErrorKind::StorageFull);
-        assert!(matches!(sort_io(&full), StoreError::Unavailable(_)));
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::FileTooLarge] {
+            let full = io::Error::from(kind);
+            assert!(matches!(sort_io(&full), StoreError::Unavailable(_)), "{kind}");
+        }
         let fds = io::Error::other("Os { code: 24, kind: Uncategorized, message: \"Too many open files\" }");
         assert!(matches!(sort_io(&fds), StoreError::Unavailable(_)));
         let end = io::Error::from(io::ErrorKind::UnexpectedEof);
