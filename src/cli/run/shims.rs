@@ -8,7 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
-        fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
         net::UnixStream as StdUnixStream,
         process::CommandExt as _,
     },
@@ -178,7 +178,11 @@ impl Shims {
         let listener = UnixListener::bind(self.scratch().join(SOCKET))?;
         // For those whose environment does not tell. One that is around this one, or runs beside it, keeps them.
         let link = self.stands.join(RUN);
-        if StdUnixStream::connect(link.join(SOCKET)).is_err() {
+        let is_served = std::fs::read_link(&link)
+            .ok()
+            .filter(|directory| is_own(directory))
+            .is_some_and(|directory| StdUnixStream::connect(directory.join(SOCKET)).is_ok());
+        if !is_served {
             renamed(&self.stands, &link, |made| symlink(self.scratch(), made))?;
         }
         Ok(listener)
@@ -441,13 +445,21 @@ fn corrected(options: &[String], directory: &Path) -> Vec<String> {
 
 /// The directory of the `outhaul run` above: the environment tells it, or else the `PATH` that led here.
 fn directory(scripts: Option<&Path>) -> Option<PathBuf> {
-    match std::env::var_os(VARIABLE) {
-        Some(directory) => Some(directory.into()),
+    let directory = match std::env::var_os(VARIABLE) {
+        Some(directory) => PathBuf::from(directory),
         // The link stays when that `run` has ended.
         None => std::fs::read_link(scripts?.join(RUN))
             .ok()
-            .filter(|directory| directory.join(SOCKET).exists()),
-    }
+            .filter(|directory| directory.join(SOCKET).exists())?,
+    };
+    is_own(&directory).then_some(directory)
+}
+
+/// Whether a directory is there and our own user's. Where a `run` had one, anybody may make another: what is in it is told all
+/// options, and says what Bazel is run with.
+fn is_own(directory: &Path) -> bool {
+    let found = directory.symlink_metadata();
+    found.is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// The directory of the scripts that are in the `PATH`.
@@ -459,15 +471,6 @@ fn scripts() -> Option<PathBuf> {
 
 fn ask(socket: &Path, request: &ShimRequest) -> std::io::Result<Answer> {
     let mut stream = StdUnixStream::connect(socket)?;
-    // Where a `run` had its directory, anybody may make one. It is told all options, and says what Bazel is run with.
-    let theirs = rustix::net::sockopt::socket_peercred(&stream)?.uid;
-    if theirs != rustix::process::geteuid() && !theirs.is_root() {
-        return Err(std::io::Error::other(format!(
-            "{} is of user {}",
-            socket.display(),
-            theirs.as_raw()
-        )));
-    }
     stream.write_all(&serde_json::to_vec(request)?)?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut answer = Vec::new();
