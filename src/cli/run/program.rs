@@ -60,15 +60,15 @@ pub(in crate::cli) fn is_bazel(file: &Path) -> bool {
 }
 
 /// Whether a program is a script: a wrapper around Bazel, which may do more than call it. Not Bazelisk, which npm installs as
-/// one.
+/// one, or Debian's, which only calls the `bazel-real` beside it.
 pub(super) fn is_script(file: &Path) -> bool {
     let mut begin = [0; 2];
     let read = File::open(file).and_then(|file| file.read_exact_at(&mut begin, 0));
-    let is_bazelisk = file.canonicalize().is_ok_and(|real| {
-        real.file_name()
-            .is_some_and(|name| name.as_bytes().starts_with(b"bazelisk"))
+    let does_no_more = file.canonicalize().is_ok_and(|real| {
+        let name = real.file_name().unwrap_or_default();
+        name.as_bytes().starts_with(b"bazelisk") || is_executable(&real.with_file_name("bazel-real"))
     });
-    read.is_ok() && begin == *b"#!" && !is_bazelisk
+    read.is_ok() && begin == *b"#!" && !does_no_more
 }
 
 /// `bazel`, `bazelisk`, and these with a version or a platform, such as `bazel-7.7.1` and `bazelisk-linux-amd64`;
