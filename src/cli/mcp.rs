@@ -14,7 +14,6 @@ use rmcp::{
     transport::io::stdio,
 };
 use serde_json::Value;
-use tokio::sync::Mutex;
 
 use self::answers::{BuildWish, BuildsWish, GetWish, LogWish, OutputsWish, WhyWish};
 use super::{client::Asking, exit, exit::Failure, runtime};
@@ -62,8 +61,6 @@ pub(super) fn main(args: McpArgs) -> Result<u8, Failure> {
 
 struct Server {
     asking: Arc<Asking>,
-    /// Agents ask several things at once; where no daemon runs, only one at a time can have the record.
-    turn: Arc<Mutex<()>>,
     tool_router: ToolRouter<Self>,
 }
 
@@ -75,7 +72,6 @@ impl Server {
         }
         Self {
             asking: Arc::new(args.asking),
-            turn: Arc::default(),
             tool_router,
         }
     }
@@ -86,12 +82,7 @@ impl Server {
         work: impl FnOnce(&Asking) -> Result<Value, Failure> + Send + 'static,
     ) -> Result<CallToolResult, ErrorData> {
         let asking = Arc::clone(&self.asking);
-        let turn = Arc::clone(&self.turn).lock_owned().await;
-        let answer = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            work(&asking)
-        });
-        let answer = answer.await;
+        let answer = tokio::task::spawn_blocking(move || work(&asking)).await;
         let answer = answer.map_err(|e| ErrorData::internal_error(e.to_string(), None))?;
         Ok(match answer {
             Ok(value) => CallToolResult::structured(value),

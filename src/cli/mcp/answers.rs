@@ -9,6 +9,7 @@ use rmcp::schemars::{self, JsonSchema};
 use rustix::fs::CWD;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::bounded::{List, tail};
 use crate::{
@@ -40,6 +41,7 @@ const LOGS_BYTES: u64 = 32 << 10;
 const LEAST: u64 = 512;
 /// Builds that are looked at.
 const BUILDS: u32 = 10_000;
+static TURN: Mutex<()> = Mutex::const_new(());
 /// What test logs are called.
 const TEST_LOGS: &str = r".*/(test|attempt_\d+)\.log";
 
@@ -102,7 +104,7 @@ pub(super) struct LogWish {
     which: Which,
     /// The test's target, such as //pkg:test
     target: String,
-    /// At most so many bytes of all its logs together; 8192 if not given, 32768 at most
+    /// About so many bytes of all its logs together; 8192 if not given, 32768 at most
     bytes: Option<u64>,
 }
 
@@ -146,10 +148,13 @@ fn ask<T>(
     work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     runtime()?.block_on(async {
+        // Agents ask several things at once; where no daemon runs, only one at a time can have the record.
+        let turn = TURN.lock().await;
         let client = match build {
             Some((invocation, workspace)) => asking.client_of_build(invocation, workspace).await?,
             None => asking.client().await?,
         };
+        let _turn = client.here.is_some().then_some(turn);
         client.with(work).await
     })
 }
@@ -169,8 +174,9 @@ fn limit(wished: Option<usize>) -> usize {
 pub(super) fn builds(asking: &Asking, wish: BuildsWish) -> Result<Value, Failure> {
     let mut list = List::new(limit(wish.limit));
     let workspace = workspace_named(wish.workspace.as_deref())?;
-    let build = Some(("", workspace.as_str())).filter(|_| !workspace.is_empty());
-    let rows = ask(asking, build, async |client| client.invocations(BUILDS).await)?;
+    let rows = ask(asking, Some(("", &workspace)), async |client| {
+        client.invocations(BUILDS).await
+    })?;
     for row in rows {
         // However many slashes it is written with.
         if workspace.is_empty() || Path::new(&row.workspace) == Path::new(&workspace) {
