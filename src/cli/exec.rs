@@ -340,7 +340,10 @@ fn kind(path: &Path) -> io::Result<Kind> {
     File::open(path)?.take(20).read_to_end(&mut begin)?;
     Ok(match *begin {
         [b'#', b'!', ..] => Kind::Script,
-        [0x7f, b'E', b'L', b'F', class, order, .., first, second] if begin.len() == 20 => {
+        // Not what is still to be linked.
+        [0x7f, b'E', b'L', b'F', class, order, .., low, high, first, second]
+            if begin.len() == 20 && matches!(low.max(high), 2 | 3) =>
+        {
             Kind::Elf([class, order, first, second])
         }
         _ => Kind::Other,
@@ -498,11 +501,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let elf = |header: &[u8]| [b"\x7fELF", header, &[0; 16]].concat()[..20].to_vec();
-        let aarch64 = [&elf(&[2, 1])[..18], &[183, 0]].concat();
+        let of_type = |what: u8| [&elf(&[2, 1])[..16], &[what, 0, 183, 0]].concat();
         for (bytes, expected) in [
             (b"#!/bin/sh\n".to_vec(), Kind::Script),
             (b"#!".to_vec(), Kind::Script),
-            (aarch64, Kind::Elf([2, 1, 183, 0])),
+            (of_type(2), Kind::Elf([2, 1, 183, 0])),
+            (of_type(3), Kind::Elf([2, 1, 183, 0])),
+            (of_type(1), Kind::Other),
             (elf(&[1, 2])[..19].to_vec(), Kind::Other),
             (b"rm -rf x\n".to_vec(), Kind::Other),
             (b"PK\x03\x04".to_vec(), Kind::Other),

@@ -23,7 +23,8 @@ function liken(part, other) {
   for (const [at, node] of news.entries()) {
     const old = olds[at];
     if (!old) part.append(node);
-    else if (old.nodeName !== node.nodeName) old.replaceWith(node);
+    // What is clicked must not become another one.
+    else if (old.nodeName !== node.nodeName || old.dataset?.get !== node.dataset?.get) old.replaceWith(node);
     else if (node.nodeType === Node.ELEMENT_NODE) liken(old, node);
     else if (old.data !== node.data) old.data = node.data;
   }

@@ -553,7 +553,8 @@ async fn a_program_that_the_system_cannot_start_is_not_given_to_a_shell() {
     let server = world.serve(&[]).await;
     let mut elf = b"\x7fELF\x02\x01\x01; echo a shell has read it\n".to_vec();
     elf.resize(64, b' ');
-    elf[18..20].copy_from_slice(&[0xed, 0xfe]);
+    // A program for a machine of that number.
+    elf[16..20].copy_from_slice(&[2, 0, 0xed, 0xfe]);
     let cases: [(&[u8], _, _); 2] = [
         // No machine has this number, and no emulator.
         (
