@@ -28,9 +28,9 @@ impl Signals {
     #[cfg(feature = "mount")]
     pub(super) fn listen_to_terminal() -> std::io::Result<Self> {
         let mut signals = Self::listen()?;
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = Ignored::here();
         for (name, kind) in [("SIGHUP", SignalKind::hangup()), ("SIGQUIT", SignalKind::quit())] {
-            if !is_ignored(&status, kind) {
+            if !ignored.has(kind) {
                 signals.0.push((name, signal(kind)?));
             }
         }
@@ -66,29 +66,44 @@ impl Signals {
     }
 }
 
-/// Whether a process with this `/proc/PID/status` ignores a signal.
-#[cfg(feature = "mount")]
-fn is_ignored(status: &str, kind: SignalKind) -> bool {
-    ignored(status) >> (kind.as_raw_value() - 1) & 1 == 1
+/// The signals that a process ignores, a bit for each. What it was started to ignore, as by `nohup`, it should go on ignoring.
+pub(super) struct Ignored(u64);
+
+impl Ignored {
+    /// Those of this process.
+    pub(super) fn here() -> Self {
+        Self::read(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    /// By the text of a process's `/proc/PID/status`.
+    fn read(status: &str) -> Self {
+        let mut lines = status.lines();
+        let bits = lines.find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+        Self(bits.unwrap_or(0))
+    }
+
+    pub(super) const fn has(&self, kind: SignalKind) -> bool {
+        self.0 >> (kind.as_raw_value() - 1) & 1 == 1
+    }
 }
 
-/// The signals that a process ignores, a bit for each, by the text of its `/proc/PID/status`.
-pub(super) fn ignored(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
-#[cfg(all(test, feature = "mount"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_nohup_ignores_stays_ignored() {
         let status = "Name:\touthaul\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000001\n";
-        assert!(is_ignored(status, SignalKind::hangup()));
-        assert!(!is_ignored(status, SignalKind::quit()));
-        assert!(!is_ignored("", SignalKind::hangup()));
+        assert!(Ignored::read(status).has(SignalKind::hangup()));
+        assert!(!Ignored::read(status).has(SignalKind::quit()));
+        assert!(!Ignored::read("").has(SignalKind::hangup()));
+    }
+
+    #[test]
+    fn what_is_ignored_is_read_from_the_systems_words() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        let is = |kind| Ignored::read(status).has(kind);
+        assert!(is(SignalKind::hangup()) && is(SignalKind::pipe()) && !is(SignalKind::interrupt()));
+        assert_eq!(Ignored::read("SigIgn:\tx").0, 0);
     }
 }

@@ -47,7 +47,7 @@ pub use self::commands::main;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::exit::Failure;
+use self::{ending::Ignored, exit::Failure};
 use crate::open_files;
 
 /// A runtime for the commands that need one, with as many open files as we may have.
@@ -63,11 +63,10 @@ fn bare_runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))?;
     // Under `ulimit -f`, a write that is too long fails then, and does not end the process. What is handled here, children begin
     // with as usual; what was ignored before stays so.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let xfsz = Signal::XFSZ.as_raw();
-    if ending::ignored(&status) >> (xfsz - 1) & 1 == 0 {
+    let too_long = SignalKind::from_raw(Signal::XFSZ.as_raw());
+    if !Ignored::here().has(too_long) {
         runtime.block_on(async {
-            let _ = signal(SignalKind::from_raw(xfsz));
+            let _ = signal(too_long);
         });
     }
     Ok(runtime)

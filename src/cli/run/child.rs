@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::super::{
-    ending::ignored,
+    ending::Ignored,
     exit::{self, Failure},
 };
 
@@ -46,12 +46,13 @@ impl Signals {
     /// From now on they do not end the process by themselves. What it was started to ignore, as by `nohup`, it goes on
     /// ignoring, and so does the command.
     pub(in crate::cli) fn listen() -> io::Result<Self> {
-        let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
-        let heeded = HEEDED
+        let ignored = Ignored::here();
+        let kinds = HEEDED
             .iter()
-            .filter(|heeded| ignored >> (heeded.as_raw() - 1) & 1 == 0);
-        heeded
-            .map(|heeded| Ok((*heeded, unix::signal(SignalKind::from_raw(heeded.as_raw()))?)))
+            .map(|heeded| (*heeded, SignalKind::from_raw(heeded.as_raw())));
+        kinds
+            .filter(|(_, kind)| !ignored.has(*kind))
+            .map(|(heeded, kind)| Ok((heeded, unix::signal(kind)?)))
             .collect::<io::Result<_>>()
             .map(Self)
     }
@@ -216,13 +217,5 @@ mod tests {
         assert_eq!(code(ExitStatus::from_raw(38 << 8)), 38);
         assert_eq!(code(ExitStatus::from_raw(9)), 137);
         assert_eq!(code(ExitStatus::from_raw(0)), 0);
-    }
-
-    #[test]
-    fn what_is_ignored_is_read_from_the_systems_words() {
-        let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
-        let is = |signal: Signal| ignored(status) >> (signal.as_raw() - 1) & 1 == 1;
-        assert!(is(Signal::HUP) && is(Signal::PIPE) && !is(Signal::INT));
-        assert_eq!(ignored("SigIgn:\tx"), 0);
     }
 }
