@@ -29,8 +29,6 @@ use crate::{
 
 /// For how long builds count whose outputs' directories should be there, in milliseconds: a week.
 const REMEMBERED_MS: i64 = 7 * 24 * 3600 * 1000;
-/// Outputs in deleted directories that are looked at.
-const DELETED: usize = 10_000;
 
 /// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
@@ -139,24 +137,26 @@ impl Services {
         let oldest = now_ms().saturating_sub(REMEMBERED_MS);
         let oldest = u64::try_from(oldest).unwrap_or_default();
         let mut looked_at: HashMap<String, bool> = HashMap::new();
-        // What a target had before, such as a directory in a tree, Bazel itself has removed.
-        let mut newest: HashMap<String, u64> = HashMap::new();
-        let mut gone: Vec<(String, u64, PathBuf)> = Vec::new();
+        // Of each target, what the newest build has named, and of that, a directory that is gone. What it had before, such as a
+        // directory in a tree, Bazel itself has removed.
+        let mut targets: HashMap<String, (u64, Option<PathBuf>)> = HashMap::new();
         self.record.see_outputs_after(root, BUILD_TREE, |row| {
             let (label, version) = (row.label(), row.version());
             // Versions are about the time in milliseconds.
             if version < oldest || label.is_empty() {
                 return ControlFlow::Continue(());
             }
-            match newest.get_mut(label) {
-                Some(newest) => *newest = version.max(*newest),
-                None => {
-                    newest.insert(label.to_owned(), version);
-                }
+            if !targets.contains_key(label) {
+                targets.insert(label.to_owned(), (version, None));
             }
-            let path = (row.state() == OutputState::Materialized)
-                .then(|| row.path())
-                .flatten();
+            let Some((newest, gone)) = targets.get_mut(label) else {
+                return ControlFlow::Continue(());
+            };
+            if version > *newest {
+                (*newest, *gone) = (version, None);
+            }
+            let is_there = version == *newest && gone.is_none() && row.state() == OutputState::Materialized;
+            let path = is_there.then(|| row.path()).flatten();
             let Some(directory) = path.as_ref().and_then(|path| path.parent()) else {
                 return ControlFlow::Continue(());
             };
@@ -168,15 +168,12 @@ impl Services {
                     is_gone
                 }
             };
-            if is_gone && gone.len() < DELETED {
-                gone.push((label.to_owned(), version, exec_root.join(directory)));
+            if is_gone {
+                *gone = Some(exec_root.join(directory));
             }
             ControlFlow::Continue(())
         });
-        let mut gone = gone.into_iter();
-        gone.find_map(|(label, version, directory)| {
-            (newest.get(&label) == Some(&version)).then_some(directory)
-        })
+        targets.into_values().find_map(|(_, gone)| gone)
     }
 
     /// Whether Bazel's action cache may be read.
