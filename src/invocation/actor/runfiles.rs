@@ -127,12 +127,12 @@ impl Actor {
         if found.is_empty() {
             return Vec::new();
         }
+        let owners = Owners::of(&self.ledger.targets, &mut self.build);
         let of_foreign = self.named_in(&foreign);
         let of_foreign = |program: &str| {
             let mut ends = program.rmatch_indices('/');
-            ends.find_map(|(end, _)| of_foreign.get(&program[..end]).cloned())
+            ends.find_map(|(end, _)| of_foreign.get(&program[..end]).map(|target| Arc::clone(target)))
         };
-        let owners = Owners::of(&self.ledger.targets, &mut self.build);
         let (mut programs, mut others) = (Vec::new(), Vec::new());
         for program in found {
             let owner = owners.of_program(self, &program);
@@ -149,16 +149,13 @@ impl Actor {
     }
 
     /// A target that has outputs in each of these directories.
-    fn named_in(&self, directories: &BTreeSet<String>) -> HashMap<String, Arc<TargetId>> {
-        if directories.is_empty() {
-            return HashMap::new();
-        }
+    fn named_in(&self, directories: &BTreeSet<String>) -> HashMap<&str, &Arc<TargetId>> {
         let wanted = self.ledger.wanted.iter().filter_map(|(path, wanted)| {
             let directory = path
                 .parent()
                 .filter(|directory| directories.contains(*directory))?;
             let owns = wanted.class > Class::Known && may_own(&self.build, &wanted.target);
-            owns.then(|| (directory.to_owned(), wanted.target.clone()))
+            owns.then_some((directory, &wanted.target))
         });
         wanted.collect()
     }
