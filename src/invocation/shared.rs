@@ -50,7 +50,7 @@ pub(super) struct Shared {
     pub(super) reports: broadcast::Sender<Report>,
     /// The receivers of every change.
     pub(super) subscribers: Mutex<Vec<mpsc::UnboundedSender<InvocationChange>>>,
-    /// Set anew with each change.
+    /// Set again with each change.
     pub(super) changed: watch::Sender<()>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,

@@ -146,7 +146,7 @@ fn all_that_many_actions_made_is_listed_and_downloaded(stage: &Stage) {
     assert!(assert_listed(&bazel, &daemon) as u64 > parts() + 50);
     assert_downloaded(&bazel, &daemon, &expected);
 
-    // Nothing is built, and then some of it anew.
+    // Nothing is built, and then some of it again.
     built(&[]);
     assert_listed(&bazel, &daemon);
     for few in ["other", "a third"] {

@@ -41,9 +41,10 @@ const LOGS_BYTES: u64 = 32 << 10;
 const LEAST: u64 = 512;
 /// Builds that are looked at.
 const BUILDS: u32 = 10_000;
-static TURN: Mutex<()> = Mutex::const_new(());
 /// What test logs are called.
 const TEST_LOGS: &str = r".*/(test|attempt_\d+)\.log";
+/// Who may open the record. Agents ask several things at once; where no daemon runs, only one at a time can have it.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -148,7 +149,6 @@ fn ask<T>(
     work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     runtime()?.block_on(async {
-        // Agents ask several things at once; where no daemon runs, only one at a time can have the record.
         let turn = TURN.lock().await;
         let client = match build {
             Some((invocation, workspace)) => asking.client_of_build(invocation, workspace).await?,

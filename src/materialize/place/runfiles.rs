@@ -295,7 +295,7 @@ impl OutputRoot {
 }
 
 /// Adds the programs in a directory, and gives the names of the directories in it.
-fn list(here: &super::sys::Dir, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
+fn list(here: &sys::Dir, directory: &str, programs: &mut Vec<String>) -> Vec<String> {
     let mut below = Vec::new();
     let opened = sys::openat(here, ".", LISTED, Mode::empty());
     let Ok(entries) = opened.and_then(Dir::new) else {
