@@ -15,8 +15,8 @@ mod phase;
 mod progress;
 mod runfiles;
 mod site;
+mod sought;
 mod stream_progress;
-mod undigested;
 
 use std::{
     collections::HashMap,
@@ -33,6 +33,7 @@ use self::{
     parts::{Followers, PathHasher, Unwritten},
     phase::{End, Phase, Step},
     site::Site,
+    sought::Sought,
 };
 use super::{
     build::{Build, Named},
@@ -44,11 +45,11 @@ use super::{
     watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
-    bep::event::{Event, StreamEvent, TargetId},
+    bep::event::{Event, StreamEvent},
     builds::{Settlement, StreamEnd, StreamKey},
     exec_path::ExecPath,
     materialize::{Completion, Outcome},
-    output::{Class, STAMP_AGE},
+    output::STAMP_AGE,
     record::{InvocationRow, InvocationState, OutputCounts, TargetRow, with_fields_of},
     units::now_ns,
 };
@@ -73,8 +74,8 @@ pub(super) struct Actor {
     /// Completions whose rows are not written yet.
     unwritten: Unwritten,
     recheck: Recheck,
-    /// What the stream has named without its content, and was not looked for yet.
-    undigested: HashMap<ExecPath, (Class, Arc<TargetId>), PathHasher>,
+    /// Outputs that are only looked for, and were not yet.
+    sought: HashMap<ExecPath, Sought, PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
 }
@@ -140,7 +141,7 @@ impl Actor {
             followers: Followers::default(),
             unwritten: Unwritten::default(),
             recheck: Recheck::default(),
-            undigested: HashMap::default(),
+            sought: HashMap::default(),
             unasked: Vec::new(),
         };
         tokio::spawn(actor.run(inbox, completed));
@@ -439,7 +440,7 @@ impl Actor {
         if self.ledger.required > 0 {
             return;
         }
-        self.look_for_undigested().await;
+        self.look_for_sought().await;
         for waiter in self.followers.settled.drain(..) {
             let _ = waiter.send(Settlement {
                 failed: self.ledger.tally.failed,

@@ -17,6 +17,10 @@ const MESSAGE: usize = 6000;
 /// Rules that are counted apart; what others have made wanted is counted together.
 const RULES: usize = 64;
 const OTHER_RULES: &str = "other rules";
+/// The part of a path, `bazel-out/CONFIGURATION/testlogs/…`, that says that tests have left a file there.
+const TEST_FILES: &str = "testlogs";
+/// Where what `coverage` makes of these files is: `bazel-out/_coverage/…`.
+const REPORTS: &str = "_coverage";
 
 /// The number of a rule in [`Tally::rules`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub struct Tally {
     pub failed: u64,
     /// Of these, those that no cache has, or that could not be read from it.
     pub lost: u64,
+    /// Of these, files that tests have left.
+    pub lost_of_tests: u64,
     /// Optional outputs that failed to download.
     pub optional_failed: u64,
     /// Outputs that were only recorded.
@@ -60,7 +66,7 @@ impl Tally {
     pub fn add(&mut self, completion: &Completion) {
         let (path, outcome) = (&completion.path, &completion.outcome);
         if outcome.is_lost() && completion.class == Class::Required {
-            self.lost += 1;
+            self.lose(path.as_str());
         }
         match outcome.state() {
             Some(OutputState::Materialized | OutputState::Known) => self.count(outcome, u64::saturating_add),
@@ -72,6 +78,15 @@ impl Tally {
                 self.fail(completion.class, &format!("{path}: {}", outcome.reason()));
             }
             None => self.superseded += 1,
+        }
+    }
+
+    /// Takes note that the cache does not have a required output.
+    pub(crate) fn lose(&mut self, path: &str) {
+        self.lost += 1;
+        let mut parts = path.split('/').skip(1);
+        if parts.next() == Some(REPORTS) || parts.next() == Some(TEST_FILES) {
+            self.lost_of_tests += 1;
         }
     }
 
@@ -299,10 +314,21 @@ mod tests {
         }
         tally.fail(Class::Required, "refused");
         assert_eq!((tally.failed, tally.lost), (4, 2), "refused is not lost");
+        assert_eq!(tally.lost_of_tests, 0);
+        for path in [
+            "bazel-out/k8/testlogs/a/test.log",
+            "bazel-out/_coverage/_coverage_report.dat",
+        ] {
+            tally.add(&Completion {
+                path: ExecPath::new(path).unwrap(),
+                ..completion(Class::Required, Outcome::Evicted("not found".to_owned()))
+            });
+        }
+        assert_eq!((tally.failed, tally.lost, tally.lost_of_tests), (6, 4, 2));
         assert!(tally.messages[0].contains("bazel-out/x: no space"));
         let line = tally.summary(Duration::ZERO);
         assert!(
-            line.contains("4 failed") && line.contains("1 optional failed") && line.contains("newer build")
+            line.contains("6 failed") && line.contains("1 optional failed") && line.contains("newer build")
         );
     }
 

@@ -13,6 +13,7 @@ use outhaul::{
     proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
 };
 use outhaul_testkit::{Running, clean, in_time};
+use rustix::process::Signal;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Status;
@@ -270,4 +271,38 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
         assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");
     }
     assert!(!std::path::Path::new("/bazel-out").exists());
+}
+
+/// Bazel has put them there by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_where_outhaul_must_not_write_counts_as_present() {
+    let world = World::new().await;
+    let mut server = world.serve(&[]).await;
+    world.play(&world.build, server.address()).await;
+    world.assert_complete();
+    server.signal(Signal::TERM);
+    server.end().await;
+    let above = world.path("execroot");
+    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let counts = async |number: u64| {
+        let state = format!("--state-dir={}", world.path(&format!("state{number}")));
+        let mut command = outhaul();
+        command
+            .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+            .args([&state, &world.cache_flag()]);
+        let server = Running::serve(command).await;
+        world.play(&world.build, server.address()).await;
+        let status = run(["status", "--json", &state]).await.expect(0).json();
+        assert_eq!(status[0]["downloaded"], 0, "{status:?}");
+        let count = |name: &str| status[0][name].as_u64().unwrap();
+        (count("present"), count("failed"))
+    };
+    let (all, failed) = counts(1).await;
+    assert!(all > 10 && failed == 0, "{all} {failed}");
+    let (large, small) = (&world.file("app/app").0.path, &world.file("index.html").0.path);
+    std::fs::remove_file(world.exec_root().join(small)).unwrap();
+    let large = world.exec_root().join(large);
+    std::fs::remove_file(&large).unwrap();
+    std::fs::write(large, "another size").unwrap();
+    assert_eq!(counts(2).await, (all - 2, 2));
 }

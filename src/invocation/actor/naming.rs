@@ -64,7 +64,12 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
                     self.ledger.tally.note(&reason);
                 }
-                Effect::Undigested(target, outputs) => self.undigested(&target, outputs),
+                Effect::Undigested(target, outputs) => {
+                    self.seek(
+                        &target,
+                        outputs.into_iter().map(|(class, path)| (class, path, None)),
+                    );
+                }
                 Effect::Unusable(class, reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
@@ -90,6 +95,13 @@ impl Actor {
         self.open_root().await;
         for reason in self.ledger.name(&target, &mut named) {
             tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+        }
+        if self.site.read_only().is_some() {
+            self.seek(
+                &target,
+                named.into_iter().map(|n| (n.class, n.path, Some(n.content))),
+            );
+            return;
         }
         let wanting = named.iter().any(|n| n.class > Class::Known);
         let session = if wanting && self.site.blocked().is_none() {
@@ -162,10 +174,12 @@ impl Actor {
             if self.ledger.wanted.contains_key(&path) {
                 continue;
             }
-            self.lost(&format!(
-                "{path}: the build tool could not name it because its directory had been deleted; outhaul \
-                 recreates the directory, so build again"
-            ));
+            let reason = format!(
+                "{path}: the build tool could not name it because its directory had been deleted; outhaul recreates the \
+                 directory, so build again"
+            );
+            self.ledger.tally.lose(path.as_str());
+            self.fail(Class::Required, &reason);
             directories.extend(path.parent().and_then(|parent| ExecPath::new(parent).ok()));
         }
         if directories.is_empty() || self.site.blocked().is_some() {
@@ -193,12 +207,6 @@ impl Actor {
         let root = place.root.clone();
         let seen = spawn_blocking(move || root.place.see(&package)).await;
         seen.is_ok_and(|seen| seen == Seen::Nothing)
-    }
-
-    /// The same of a required output that the build tool would have, had it not left the downloads to us.
-    pub(super) fn lost(&mut self, reason: &str) {
-        self.ledger.tally.lost += 1;
-        self.fail(Class::Required, reason);
     }
 
     /// Counts what cannot be downloaded whatever the cache does, as of the event that was taken in last.

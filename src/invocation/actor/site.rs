@@ -1,6 +1,11 @@
 //! Where a build's outputs go: its output root, and the way to its cache.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::task::spawn_blocking;
 
@@ -11,7 +16,10 @@ use super::{
 };
 use crate::{
     bep::commands::has_outputs,
-    materialize::{Root, Served, Session, place::Left as LeftRoot},
+    materialize::{
+        Root, Served, Session,
+        place::{Left as LeftRoot, looks_like_exec_root, resolve},
+    },
     record::RootId,
     remote::{Attribution, BlobStore, LocalFirst, Nowhere},
     roots::{Destination, RootError},
@@ -29,8 +37,15 @@ pub(super) enum Site {
     Closed(Option<Left>),
     /// Open. Left when nothing is on its way after the end of the stream.
     Open(OpenRoot),
-    /// Outputs cannot be placed at all, for this reason. Never left.
-    Blocked(String),
+    /// Outputs cannot be placed at all. Never left.
+    Blocked(Blocked),
+}
+
+/// Why outputs cannot be placed at all.
+pub(super) struct Blocked {
+    reason: String,
+    /// The exec root, if it is only a rule that forbids writing there: what Bazel has put there is there.
+    read_only: Option<PathBuf>,
 }
 
 /// An open output root, and what is needed to request outputs there.
@@ -79,10 +94,28 @@ impl Site {
     /// Why outputs cannot be placed at all.
     pub(super) const fn blocked(&self) -> Option<&str> {
         match self {
-            Self::Blocked(reason) => Some(reason.as_str()),
+            Self::Blocked(blocked) => Some(blocked.reason.as_str()),
             _ => None,
         }
     }
+
+    /// The exec root, if outputs may be looked for there, but not placed.
+    pub(super) fn read_only(&self) -> Option<&Path> {
+        match self {
+            Self::Blocked(blocked) => blocked.read_only.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// The real place of an exec root that is Outhaul's own user's, whoever else may write there.
+async fn own_exec_root(path: PathBuf) -> Option<PathBuf> {
+    let look = move || {
+        let real = resolve(&path).ok().filter(|real| looks_like_exec_root(real))?;
+        let owner = real.symlink_metadata().ok()?.uid();
+        (owner == rustix::process::geteuid().as_raw()).then_some(real)
+    };
+    spawn_blocking(look).await.ok().flatten()
 }
 
 impl Actor {
@@ -105,9 +138,17 @@ impl Actor {
         };
         let (left, path) = (left.take(), path.to_owned());
         let had_session = left.as_ref().is_some_and(|left| left.had_session);
-        self.site = match self.open(path, left).await {
+        self.site = match self.open(path.clone(), left).await {
             Ok(place) => Site::Open(place),
             Err(error) => {
+                let rules = self.shared.roots.rules();
+                let read_only = (matches!(error, RootError::NotAllowed(..))
+                    && rules.destination == Destination::ExecRoot)
+                    .then(|| own_exec_root(rules.translate(&path)));
+                let read_only = match read_only {
+                    Some(looking) => looking.await,
+                    None => None,
+                };
                 // A build that has begun in it before comes from the journal, or its client comes back: `bazel clean` has
                 // no use for its outputs either.
                 let is_cleaned = self.row.version > 0 && error.is_not_there();
@@ -123,7 +164,7 @@ impl Actor {
                     tracing::error!(%invocation, "not downloading any outputs: {reason}");
                 }
                 self.ledger.tally.note(&reason);
-                Site::Blocked(reason)
+                Site::Blocked(Blocked { reason, read_only })
             }
         };
         if !self.phase.is_open() || self.phase.is_left() {

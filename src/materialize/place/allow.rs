@@ -5,6 +5,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
+
 use super::{
     error::{PlaceError, PlaceErrorKind},
     root::OutputRoot,
@@ -116,14 +118,41 @@ fn judge(
             ));
         }
     }
-    let above = real.parent().and_then(Path::file_name);
-    if !is_mapped && above.is_none_or(|name| name != EXEC_ROOTS) {
+    if !is_mapped && !looks_like_exec_root(&real) {
         return refused(format!(
             "{real:?} does not look like a Bazel exec root, which is in a directory named \"{EXEC_ROOTS}\"; if \
              it is one, allow it with --allow-exec-root"
         ));
     }
     Ok(())
+}
+
+/// Whether a directory is where Bazel has its exec roots.
+pub(crate) fn looks_like_exec_root(path: &Path) -> bool {
+    let above = path.parent().and_then(Path::file_name);
+    above.is_some_and(|name| name == EXEC_ROOTS)
+}
+
+/// What is at a path below a directory that others may write into: its type, and its size. Nothing is opened, no link leads
+/// out, and one at the path itself is not followed.
+pub(crate) fn seen_beneath(directory: &Path, path: &str) -> Option<(FileType, u64)> {
+    let at = OFlags::PATH | OFlags::CLOEXEC;
+    let directory = fs::open(
+        directory,
+        at | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+        Mode::empty(),
+    )
+    .ok()?;
+    let opened = fs::openat2(
+        &directory,
+        path,
+        at | OFlags::NOFOLLOW,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+    );
+    let stat = fs::fstat(opened.ok()?).ok()?;
+    let size = u64::try_from(stat.st_size).ok()?;
+    Some((FileType::from_raw_mode(stat.st_mode), size))
 }
 
 /// The path without symlinks; what does not exist is appended as it is.

@@ -63,7 +63,7 @@ mod writable;
 mod tests;
 
 pub(crate) use allow::resolve;
-pub(crate) use allow::{Allowance, is_allowed_open, is_allowed_root};
+pub(crate) use allow::{Allowance, is_allowed_open, is_allowed_root, looks_like_exec_root, seen_beneath};
 pub use epoch::Epoch;
 pub(crate) use error::{PlaceError, PlaceErrorKind};
 pub(crate) use hash::{Check, Vouched};

@@ -1,65 +1,110 @@
-//! Outputs that the stream names without a digest.
+//! Outputs that are only looked for: those that the stream names without a digest, and those in an output tree that must not be
+//! written into.
 //!
 //! A build tool names no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
 //! the files of tests, any with `--experimental_build_event_upload_strategy=local`, and of a directory that is not a tree
 //! artifact. Nobody can bring them, and no matter who made them, they are what the build says they are if they are there.
+//! The same goes for a tree that only Bazel writes into, as far as type and size tell.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
+use rustix::fs::FileType;
 use tokio::task::spawn_blocking;
 
 use super::Actor;
 use crate::{
     bep::event::{CommandLine, TargetId},
     exec_path::ExecPath,
-    output::Class,
+    materialize::place::seen_beneath,
+    output::{Class, OutputContent},
     roots::Destination,
     transport::is_http,
 };
 
+/// An output that is only looked for.
+pub(super) struct Sought {
+    class: Class,
+    /// Those that name it.
+    targets: Vec<Arc<TargetId>>,
+    /// What it should be, if the stream says so.
+    content: Option<OutputContent>,
+}
+
+/// Whether something is in a tree that others may write into, and looks like this. Where a link leads is not looked at.
+fn is_seen(root: &Path, path: &str, content: Option<&OutputContent>) -> bool {
+    let Some((kind, size)) = seen_beneath(root, path) else {
+        return false;
+    };
+    match content {
+        _ if kind == FileType::Symlink => true,
+        Some(content @ (OutputContent::Blob(_) | OutputContent::Inline(_))) => {
+            kind == FileType::RegularFile && size == content.size()
+        }
+        Some(OutputContent::Directory) => kind == FileType::Directory,
+        Some(OutputContent::Symlink(_)) => false,
+        None => true,
+    }
+}
+
 impl Actor {
     /// Takes note of some. They are looked for when the build tool is done.
-    pub(super) fn undigested(&mut self, target: &Arc<TargetId>, outputs: Vec<(Class, ExecPath)>) {
-        for (class, path) in outputs {
+    pub(super) fn seek(
+        &mut self,
+        target: &Arc<TargetId>,
+        outputs: impl IntoIterator<Item = (Class, ExecPath, Option<OutputContent>)>,
+    ) {
+        for (class, path, content) in outputs {
             if class == Class::Known {
                 continue;
             }
-            let noted = self
-                .undigested
-                .entry(path)
-                .or_insert_with(|| (class, target.clone()));
-            noted.0 = noted.0.max(class);
+            let sought = self.sought.entry(path).or_insert_with(|| Sought {
+                class,
+                targets: Vec::new(),
+                content: None,
+            });
+            sought.class = sought.class.max(class);
+            sought.content = content.or(sought.content.take());
+            if !sought.targets.contains(target) {
+                sought.targets.push(target.clone());
+            }
         }
     }
 
     /// Counts each as present or as failed. What another event has named with its content is looked after as that. Where
     /// Bazel itself downloads, it has left out what is absent, as it does alone: such as the `test.xml` of a cached test
     /// of `coverage`. That is reported, and fails nothing.
-    pub(super) async fn look_for_undigested(&mut self) {
-        if self.undigested.is_empty() {
+    pub(super) async fn look_for_sought(&mut self) {
+        if self.sought.is_empty() {
             return;
         }
         self.open_root().await;
-        let mut noted: Vec<_> = std::mem::take(&mut self.undigested).into_iter().collect();
+        let mut noted: Vec<_> = std::mem::take(&mut self.sought).into_iter().collect();
         noted.retain(|(path, _)| !self.ledger.wanted.contains_key(path));
         noted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let flatten = matches!(
             self.shared.roots.rules().destination,
             Destination::Directory { flatten: true, .. }
         );
-        let place = self.site.open_root();
-        let root = place.map(|place| place.root.place.path().to_owned());
-        let places: Vec<Option<PathBuf>> = noted
+        let own = self
+            .site
+            .open_root()
+            .map(|place| place.root.place.path().to_owned());
+        let open = self.site.read_only().map(Path::to_owned);
+        let places: Vec<_> = noted
             .iter()
-            .map(|(path, _)| {
+            .map(|(path, sought)| {
                 let below = if flatten { path.file_name() } else { path.as_str() };
-                Some(root.as_ref()?.join(below))
+                (below.to_owned(), sought.content.clone())
             })
             .collect();
-        // Only whether anything is there, so links are followed wherever they lead.
-        let looked = spawn_blocking(move || -> Vec<bool> {
-            let is_there = |place: Option<PathBuf>| place.is_some_and(|place| place.metadata().is_ok());
-            places.into_iter().map(is_there).collect()
+        let looked = spawn_blocking(move || {
+            let is_there = |(path, content): (String, Option<OutputContent>)| match (&own, &open) {
+                // Only whether anything is there, so links are followed wherever they lead.
+                (Some(own), _) => own.join(path).metadata().is_ok(),
+                (None, Some(open)) => is_seen(open, &path, content.as_ref()),
+                (None, None) => false,
+            };
+            places.into_iter().map(is_there).collect::<Vec<bool>>()
         });
         let there = looked.await.unwrap_or_default();
         let blocked = self.site.blocked().map(str::to_owned);
@@ -75,16 +120,22 @@ impl Actor {
         } else {
             (Class::Required, "and it is not on disk")
         };
-        let why = blocked.unwrap_or_else(|| format!("{cause}, {end}"));
-        for (number, (path, (class, target))) in noted.into_iter().enumerate() {
+        let why = match blocked {
+            Some(reason) if self.site.read_only().is_some() => format!("it is not on disk: {reason}"),
+            Some(reason) => reason,
+            None => format!("{cause}, {end}"),
+        };
+        for (number, (path, sought)) in noted.into_iter().enumerate() {
             if there.get(number) == Some(&true) {
                 self.ledger.tally.present += 1;
                 continue;
             }
-            let class = class.min(most);
+            let class = sought.class.min(most);
             self.fail(class, &format!("{path}: {why}"));
             if class == Class::Required {
-                self.ledger.fail_target(&target);
+                for target in &sought.targets {
+                    self.ledger.fail_target(target);
+                }
             }
         }
     }
