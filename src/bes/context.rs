@@ -64,6 +64,8 @@ pub(super) struct Context {
     pub(super) shutdown: CancellationToken,
     /// Cancelled when no client is to wait for outputs any more.
     pub(super) hurry: CancellationToken,
+    /// Cancelled when no client that has lost its connection comes back.
+    pub(super) clients_ended: CancellationToken,
     /// What takes events and calls upstream, if anything does.
     pub(super) upstream: Option<Upstream>,
     /// Bytes of events that may wait in memory for upstream, for all streams.
@@ -100,6 +102,7 @@ impl Context {
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             hurry: CancellationToken::new(),
+            clients_ended: CancellationToken::new(),
             upstream,
             outgoing: Arc::new(Semaphore::new(OUTGOING)),
             unjournaled: Arc::new(Semaphore::new(limits.queue)),

@@ -138,6 +138,11 @@ impl BesService {
         self.context.hurry.cancel();
     }
 
+    /// The clients' processes have ended: streams that have lost their connection do not wait for another one.
+    pub(crate) fn clients_ended(&self) {
+        self.context.clients_ended.cancel();
+    }
+
     /// Ends every connection: held ones with what they wait for (unless strict), others with `UNAVAILABLE`, so that
     /// Bazel tries again and finds the next daemon. Returns when all tasks are done. Unsettled streams stay
     /// unfinished in the journal.

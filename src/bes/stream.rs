@@ -83,6 +83,8 @@ struct Stream {
     /// How many times numbers were left out.
     gaps: u64,
     connection: Option<Connection>,
+    /// Whether there was a connection in this life of the process.
+    had_client: bool,
     held: Option<Held>,
     intake: Intake,
     following: Following,
@@ -145,6 +147,7 @@ impl Stream {
     ) {
         let mut stream = Self::open(key, context, place).await;
         let (shutdown, hurry) = (stream.context.shutdown.clone(), stream.context.hurry.clone());
+        let clients_ended = stream.context.clients_ended.clone();
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
             stream.keep_place();
@@ -159,6 +162,7 @@ impl Stream {
                 () = done(&mut stream.replaying) => Wake::Replayed,
                 () = sleep_until(deadline) => Wake::Deadline,
                 () = hurry.cancelled(), if stream.held.is_some() => Wake::Deadline,
+                () = clients_ended.cancelled(), if stream.awaits_client() => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
             match wake {
@@ -198,6 +202,7 @@ impl Stream {
             first: None,
             gaps: 0,
             connection: None,
+            had_client: false,
             held: None,
             intake,
             following,
@@ -495,6 +500,14 @@ impl Stream {
             let left = limit.after.saturating_sub(held.counted_from.elapsed());
             self.context.builds.holds(&self.key, left, &limit.to_string());
         }
+    }
+
+    /// Whether a client that has lost its connection may come back.
+    const fn awaits_client(&self) -> bool {
+        self.had_client
+            && matches!(self.phase, Phase::Open { .. })
+            && self.connection.is_none()
+            && self.held.is_none()
     }
 
     /// When to wake if nothing happens.

@@ -26,6 +26,7 @@ impl Stream {
         self.leave();
         self.intake.connected(connection.headers.clone());
         self.connection = Some(connection);
+        self.had_client = true;
     }
 
     pub(super) fn gone(&mut self, id: u64, departure: Departure) {

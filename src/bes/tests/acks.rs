@@ -174,6 +174,35 @@ async fn a_lost_connection_is_no_end_if_the_client_comes_back_in_time() {
 }
 
 #[tokio::test]
+async fn a_lost_connection_is_given_up_at_once_when_the_clients_have_ended() {
+    let mut options = options(HoldMode::None);
+    options.reconnect_grace = PATIENCE * 10;
+    let daemon = Daemon::start(options, None).await;
+    let is_broken = |key: &'static str| {
+        move |seen: &[Seen]| {
+            seen.iter()
+                .any(|s| matches!(s, Seen::Ended(stream, StreamEnd::Broken(_)) if stream.contains(key)))
+        }
+    };
+    let (mut lost, cut) = Upload::through_a_wire(&daemon, "lost").await;
+    let (mut kept, cut_later) = Upload::through_a_wire(&daemon, "kept").await;
+    for upload in [&mut lost, &mut kept] {
+        upload.send_all(1..=2);
+        upload.acked(1..=2).await;
+    }
+    cut.abort();
+    lost.answer().await.expect_err("cut");
+    daemon.service.clients_ended();
+    daemon.engine.until("lost", is_broken("lost")).await;
+    // One that still sends is heard to its end.
+    kept.send(3, "a");
+    kept.acked([3]).await;
+    assert!(!is_broken("kept")(&daemon.engine.seen()));
+    cut_later.abort();
+    daemon.engine.until("kept", is_broken("kept")).await;
+}
+
+#[tokio::test]
 async fn a_lost_connection_is_given_up_after_the_grace() {
     let daemon = Daemon::start(options(HoldMode::None), None).await;
     let (mut upload, cut) = Upload::through_a_wire(&daemon, "one").await;
