@@ -7,6 +7,7 @@
 mod activation;
 mod background;
 mod control;
+mod deleted;
 mod error;
 mod events;
 mod idle;

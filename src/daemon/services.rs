@@ -1,34 +1,28 @@
 //! What every command that downloads outputs needs.
 
 use std::{
-    collections::HashMap,
     io,
-    ops::ControlFlow,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use super::deleted;
 use crate::{
     bep::{self, event::CommandLine},
     bes::{BesOptions, BesService, HoldPolicy, Upstream, limits::BesLimits},
     builds::Decoders,
     control::Service,
-    exec_path::BUILD_TREE,
+    digest::DigestFunction,
     invocation::{Engine, policy::Policy},
     journal::Journal,
     lease,
     materialize::{MaterializeOptions, Materializer},
     metrics::Metrics,
-    record::{OutputState, Record, RootId},
+    record::Record,
     roots::{RootError, RootRules, Roots},
     sources::{BuildDirectories, SourceError, SourceRule, Sources},
-    units::now_ms,
 };
-
-/// For how long builds count whose outputs' directories should be there, in milliseconds: a week.
-const REMEMBERED_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
@@ -115,65 +109,14 @@ impl Services {
         self.roots.allows(output_base)
     }
 
-    /// A directory that is gone and that outputs of the last days lay in, with Bazel's action cache still there: then Bazel does
-    /// not name these outputs if it downloads nothing. Walks over the record, and blocks.
-    pub(crate) fn deleted_directory(&self, output_base: &Path) -> Option<PathBuf> {
-        let rules = self.roots.rules();
-        let output_base = output_base.to_str().map(|base| rules.translate(base))?;
-        let mut entries = std::fs::read_dir(output_base.join("action_cache")).ok()?;
-        entries.next()?.ok()?;
-        let roots = self.record.roots().into_iter();
-        roots
-            .filter(|(_, root)| {
-                // Of an earlier directory of this name, nothing is Bazel's any more.
-                let found = std::fs::metadata(&root.path);
-                Path::new(&root.path).starts_with(&output_base)
-                    && found.is_ok_and(|found| (found.dev(), found.ino()) == (root.device, root.inode))
-            })
-            .find_map(|(id, root)| self.deleted_directory_in(id, Path::new(&root.path)))
-    }
-
-    fn deleted_directory_in(&self, root: RootId, exec_root: &Path) -> Option<PathBuf> {
-        let oldest = now_ms().saturating_sub(REMEMBERED_MS);
-        let oldest = u64::try_from(oldest).unwrap_or_default();
-        let mut looked_at: HashMap<String, bool> = HashMap::new();
-        // Of each target, what the newest build has named, and of that, a directory that is gone. What it had before, such as a
-        // directory in a tree, Bazel itself has removed.
-        let mut targets: HashMap<String, (u64, Option<PathBuf>)> = HashMap::new();
-        self.record.see_outputs_after(root, BUILD_TREE, |row| {
-            let (label, version) = (row.label(), row.version());
-            // Versions are about the time in milliseconds.
-            if version < oldest || label.is_empty() {
-                return ControlFlow::Continue(());
-            }
-            if !targets.contains_key(label) {
-                targets.insert(label.to_owned(), (version, None));
-            }
-            let Some((newest, gone)) = targets.get_mut(label) else {
-                return ControlFlow::Continue(());
-            };
-            if version > *newest {
-                (*newest, *gone) = (version, None);
-            }
-            let is_there = version == *newest && gone.is_none() && row.state() == OutputState::Materialized;
-            let path = is_there.then(|| row.path()).flatten();
-            let Some(directory) = path.as_ref().and_then(|path| path.parent()) else {
-                return ControlFlow::Continue(());
-            };
-            let is_gone = match looked_at.get(directory) {
-                Some(is_gone) => *is_gone,
-                None => {
-                    let is_gone = !exec_root.join(directory).exists();
-                    looked_at.insert(directory.to_owned(), is_gone);
-                    is_gone
-                }
-            };
-            if is_gone {
-                *gone = Some(exec_root.join(directory));
-            }
-            ControlFlow::Continue(())
-        });
-        targets.into_values().find_map(|(_, gone)| gone)
+    /// See [`deleted::directory`].
+    pub(crate) fn deleted_directory(
+        &self,
+        output_base: &Path,
+        function: Option<DigestFunction>,
+    ) -> Option<PathBuf> {
+        let base = self.roots.rules().translate(output_base.to_str()?);
+        deleted::directory(&base, function.unwrap_or_else(|| self.sources.digest_function()))
     }
 
     /// Whether Bazel's action cache may be read.

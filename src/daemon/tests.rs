@@ -1,5 +1,6 @@
 //! Builds through the daemon's services, with the embedded cache.
 
+mod deleted;
 mod elsewhere;
 mod evicting;
 mod following;

@@ -283,11 +283,6 @@ impl<'a> Row<'a> {
         into.push_str(std::str::from_utf8(self.name).unwrap_or_default());
     }
 
-    /// The version of the build that named it last.
-    pub(crate) const fn version(&self) -> u64 {
-        self.context.version
-    }
-
     /// The event that named it.
     pub(crate) fn event(&self) -> &'a str {
         self.context.text(Text::Event)

@@ -203,6 +203,44 @@ async fn a_cache_that_goes_away_fails_no_build_because_of_our_events() {
     }
 }
 
+/// What is missing after tests have run is brought without running them again. No event came here, so all is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_after_tests_is_brought_without_running_them_again() {
+    let world = World::new().await;
+    let cache = format!("\"--remote_cache={}\"", world.cache.endpoint());
+    let tests_only = format!("{cache},\"--build_tests_only\"");
+    for (word, rc, codes, calls, code) in [
+        ("test", &cache, "0 4", 2, 0),
+        ("coverage", &cache, "0 4", 2, 0),
+        ("test", &cache, "0 1 4", 3, 0),
+        ("test", &cache, "0 36", 2, 0),
+        ("test", &tests_only, "0", 1, 0),
+        ("test", &cache, "3 4", 2, 3),
+        ("test", &cache, "2", 1, 2),
+        ("test", &cache, "0 137", 2, 137),
+        ("run", &cache, "0", 1, 0),
+    ] {
+        let place = Place::new().with("RC", rc).with("CODES", codes);
+        let ran = place.run(&["bazel", word, "//a"]).await;
+        // It is unknown which tests' files there should be.
+        let is_said = ran.err.contains("some outputs are still missing");
+        assert_eq!(is_said, calls > 1 && code != 137, "{word} {codes}: {}", ran.err);
+        ran.expect(code);
+        let called = place.calls();
+        assert_eq!(called.len(), calls, "{word} {codes}: {called:?}");
+        assert!(called[0].contains("<--remote_download_minimal>"), "{called:?}");
+        for (number, call) in called.iter().enumerate() {
+            let runs_none = "<--test_tag_filters=outhaul-runs-no-tests><--nobuild_tests_only>";
+            assert_eq!(call.contains(runs_none), number > 0, "{word} {codes}: {call}");
+            assert_eq!(
+                call.contains("<--disk_cache=>"),
+                number > 1,
+                "{word} {codes}: {call}"
+            );
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     let world = World::new().await;

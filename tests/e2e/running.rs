@@ -30,6 +30,7 @@ for_each_bazel!(embedded:
     what_was_run_can_be_staged_and_exported,
     a_backend_is_heard_whatever_an_option_implies,
     what_is_missing_is_said_every_time,
+    what_tests_are_built_with_is_brought_without_running_them_again,
     an_upload_that_only_outhaul_wants_fails_no_build,
 );
 
@@ -250,6 +251,39 @@ fn what_an_http_cache_has_lost_is_built_again(stage: &Stage) {
     cache.lose_blobs();
     let run = wrapped(&outhaul, &bazel, strict, "run", &["//gen:tool", &http]).ok();
     assert_eq!(run.out(), "tool\n", "{run}");
+}
+
+/// Bazel has found all outputs in the cache, which has lost them since.
+fn what_tests_are_built_with_is_brought_without_running_them_again(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let args = ["//tests:pass", "//gen:all", "//rules:nested"];
+    bazel.test(&args).ok();
+    let expected = bazel.bin();
+    bazel.clean();
+    bazel
+        .test(&[&args[..], &["--remote_download_minimal"]].concat())
+        .ok();
+    cache.embedded().store().clear();
+    let events = bazel.path("events.json").display().to_string();
+    let events = format!("--build_event_json_file={events}");
+    let run = wrapped(&outhaul, &bazel, &[], "test", &[&args[..], &[&events]].concat());
+    let is_ours = stage.version == Version::Seven;
+    assert_eq!(
+        run.err
+            .contains("running the command once more without its tests"),
+        is_ours,
+        "{run}"
+    );
+    if !is_ours {
+        return;
+    }
+    assert_eq!(run.code, Some(0), "{run}");
+    assert_eq!(lacking(&expected, &bazel), Vec::<String>::new(), "{run}");
+    // The log that the test left the first time is lost, which Bazel alone would not mend either.
+    assert!(run.err.contains("some outputs are still missing"), "{run}");
+    assert!(bazel.text("events.json").contains("\"testSummary\""), "{run}");
 }
 
 fn a_backend_of_the_rc_files_gets_every_event(stage: &Stage) {

@@ -9,6 +9,7 @@ use anyhow::anyhow;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
+use tokio::time::error::Elapsed;
 
 use super::{
     forward::{directories_of, has_google, has_way, upstream_at},
@@ -35,8 +36,12 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Has Bazel download nothing. Not --remote_download_outputs=minimal, which some versions refuse without what only this one
 /// expands into.
 const MINIMAL: &str = "--remote_download_minimal";
-/// The command that may run again.
-pub(super) const REPEATED: &str = "build";
+/// The command that may run again as it is.
+const REPEATED: &str = "build";
+/// Those that may do so without their tests.
+const TESTING: [&str; 2] = ["test", "coverage"];
+/// Has such a command build what it would have built, and run no test.
+const NO_TESTS: [&str; 2] = ["--test_tag_filters=outhaul-runs-no-tests", "--nobuild_tests_only"];
 /// Where the listeners are.
 const LOOPBACK: &str = "127.0.0.1";
 /// Has Bazel end without waiting for the upload of its events, which cannot fail it then.
@@ -61,15 +66,18 @@ pub(super) enum Attempt {
     /// The same, and it cannot run again: something else runs it.
     Only,
     /// It uploads nothing for its events, and downloads by itself.
-    Alone,
-    /// The same without its caches: it builds whatever is not on disk. Not for one with an executor, which it takes for its
-    /// cache then.
-    Uncached,
+    Again {
+        /// Without its caches, it builds whatever is not on disk. Not for one with an executor, which it takes for its cache
+        /// then.
+        is_cached: bool,
+        /// Whether tests run, if it is a command that runs tests.
+        runs_tests: bool,
+    },
 }
 
 impl Attempt {
     const fn is_again(self) -> bool {
-        matches!(self, Self::Alone | Self::Uncached)
+        matches!(self, Self::Again { .. })
     }
 }
 
@@ -131,8 +139,33 @@ pub(super) struct Heard {
     uploads_for_us: bool,
     /// Whether Bazel was told to leave the downloads to us.
     leaves_downloads: bool,
+    /// How it may run again to bring what is missing.
+    repeats: Repeats,
     /// Whether Bazel has its actions executed elsewhere.
     has_executor: bool,
+}
+
+/// How a command may run again to bring outputs that were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeats {
+    /// As it is: it only builds.
+    Whole,
+    /// Without its tests, which may do anything.
+    WithoutTests,
+    /// Not at all: a program that it runs may do anything, and what a command that builds nothing but tests is to build cannot
+    /// be said otherwise.
+    Never,
+}
+
+impl Repeats {
+    fn of(word: &str, line: Option<&CommandLine>) -> Self {
+        let builds_others = line.is_some_and(|line| line.switch("build_tests_only") != Some(true));
+        match word {
+            REPEATED => Self::Whole,
+            _ if TESTING.contains(&word) && builds_others => Self::WithoutTests,
+            _ => Self::Never,
+        }
+    }
 }
 
 impl Heard {
@@ -198,6 +231,9 @@ impl Host {
                 None
             }
         };
+        answer
+            .flags
+            .extend(flags_again(line.as_ref(), &info.word, attempt));
         let (events, backend, has_others) = events
             .map_or((None, None, true), |(events, backend, has_others)| {
                 (Some(events), backend, has_others)
@@ -210,7 +246,10 @@ impl Host {
             waits: line.as_ref().is_some_and(waits) && !answer.flags.iter().any(|flag| flag == NO_WAIT),
             uploads_for_us: !has_others,
             leaves_downloads: answer.flags.iter().any(|flag| flag == MINIMAL),
-            has_executor: line.is_some_and(|line| line.given("remote_executor").is_some()),
+            has_executor: line
+                .as_ref()
+                .is_some_and(|line| line.given("remote_executor").is_some()),
+            repeats: Repeats::of(&info.word, line.as_ref()),
         };
         self.heard.lock().push(heard);
         if self.asked().is_some() {
@@ -257,18 +296,7 @@ impl Host {
                 let is_waited_for = is_last || line.is_some_and(waits_for_all);
                 self.downloads(info, line, (repeats, is_waited_for), answer).await
             }
-            Attempt::Alone => false,
-            Attempt::Uncached => {
-                answer
-                    .flags
-                    .extend(["--remote_cache=", "--disk_cache="].map(str::to_owned));
-                // It asks the cache as well, and Bazel refuses it without one.
-                let downloader = "experimental_remote_downloader";
-                if line.is_some_and(|line| line.given(downloader).is_some()) {
-                    answer.flags.push(format!("--{downloader}="));
-                }
-                false
-            }
+            Attempt::Again { .. } => false,
         }
     }
 
@@ -390,15 +418,18 @@ impl Host {
         }
         let is_reached = setting.cache.is_ok() || line.is_none_or(|line| line.remote_cache().is_none());
         let mut mode = decide(&setting);
-        // One that can run again brings them then.
-        if mode == Mode::Minimal
-            && !repeats
-            && let Some(directory) = self.deleted_directory(base).await
-        {
-            mode = Mode::Unable(format!(
-                "Bazel downloads outputs itself: {} was deleted, and it may not name what belongs there if it downloads nothing",
-                directory.display()
-            ));
+        // Another run would bring these outputs as well, but files where Bazel has symlinks.
+        if mode == Mode::Minimal {
+            mode = match self.deleted_directory(base, line).await {
+                Ok(None) => mode,
+                Ok(Some(directory)) => Mode::Unable(format!(
+                    "Bazel downloads outputs itself: {} was deleted, and it may not name what belongs there if it downloads nothing",
+                    directory.display()
+                )),
+                Err(_) => {
+                    Mode::Own("it takes too long to find out whether directories of outputs were deleted")
+                }
+            };
         }
         match mode {
             Mode::Minimal => answer.flags.push(MINIMAL.to_owned()),
@@ -408,10 +439,21 @@ impl Host {
         is_reached
     }
 
-    async fn deleted_directory(&self, base: Option<&PathBuf>) -> Option<PathBuf> {
-        let (base, services) = (base?.clone(), self.services.clone());
-        let looking = tokio::task::spawn_blocking(move || services.deleted_directory(&base));
-        tokio::time::timeout(CACHE, looking).await.ok()?.ok()?
+    async fn deleted_directory(
+        &self,
+        base: Option<&PathBuf>,
+        line: Option<&CommandLine>,
+    ) -> Result<Option<PathBuf>, Elapsed> {
+        let Some(base) = base.cloned() else {
+            return Ok(None);
+        };
+        let function = line.and_then(|line| line.last("digest_function"));
+        let function = function.and_then(|name| name.parse().ok());
+        let services = self.services.clone();
+        let looking = tokio::task::spawn_blocking(move || services.deleted_directory(&base, function));
+        tokio::time::timeout(CACHE, looking)
+            .await
+            .map(|looked| looked.ok().flatten())
     }
 
     /// Whether the cache that is read is the build's own.
@@ -426,6 +468,7 @@ impl Host {
     pub(super) async fn streams_end(&self, has_failed: bool) {
         let patience = if has_failed { BEGINNING_FAILED } else { BEGINNING };
         let begun = Instant::now();
+        self.clients_ended();
         let is_awaited = |heard: &Heard| {
             let may_begin = !heard.waits && begun.elapsed() < patience;
             !heard.is_over() && (heard.came() || may_begin)
@@ -433,6 +476,16 @@ impl Host {
         while self.any(is_awaited) {
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// The commands have ended. Those that do not wait for their streams may still be sending.
+    fn clients_ended(&self) {
+        let heard = self.heard.lock();
+        heard
+            .iter()
+            .filter(|heard| heard.waits)
+            .filter_map(|heard| heard.events.as_ref())
+            .for_each(BesService::clients_ended);
     }
 
     /// A signal has asked the command for its end: nothing waits for outputs any more.
@@ -503,14 +556,16 @@ impl Host {
         !self.any(|heard| !heard.uploads_for_us)
     }
 
-    /// Whether Bazel left downloads to us.
-    pub(super) fn is_left_downloads(&self) -> bool {
-        self.any(|heard| heard.leaves_downloads)
-    }
-
     /// Whether Bazel left downloads to us, and told us nothing: a wrapper around it may have the last word on its flags.
     pub(super) fn is_left_unheard(&self) -> bool {
         self.any(|heard| heard.leaves_downloads && !heard.came())
+    }
+
+    /// How the command may run again to bring outputs that were lost, if Bazel left downloads to us.
+    pub(super) fn repeats(&self) -> Repeats {
+        let heard = self.heard.lock();
+        let left = heard.iter().find(|heard| heard.leaves_downloads);
+        left.map_or(Repeats::Never, |heard| heard.repeats)
     }
 
     /// Whether a command names a remote executor.
@@ -521,6 +576,11 @@ impl Host {
     /// Forgets the commands so far: one of them runs again.
     pub(super) fn forget(&self) {
         self.heard.lock().clear();
+    }
+
+    /// Takes note that something required is missing that no report tells of.
+    pub(super) fn note_lacking(&self) {
+        self.untold.lock().lacks = true;
     }
 
     /// Takes note that another `run` below this one has heard Bazels, and whether it lacks anything.
@@ -597,9 +657,35 @@ fn upload_flags(
         .collect()
 }
 
+/// What has a command that runs again run without its tests, or its caches.
+fn flags_again(line: Option<&CommandLine>, word: &str, attempt: Attempt) -> Vec<String> {
+    let Attempt::Again {
+        is_cached,
+        runs_tests,
+    } = attempt
+    else {
+        return Vec::new();
+    };
+    let mut flags = Vec::new();
+    if !runs_tests && TESTING.contains(&word) {
+        flags.extend(NO_TESTS.map(str::to_owned));
+        // These have the tests' results.
+        flags.extend(line.into_iter().flat_map(event_files).map(taken_back));
+    }
+    if !is_cached {
+        flags.extend(["remote_cache", "disk_cache"].map(taken_back));
+        // It asks the cache as well, and Bazel refuses it without one.
+        let downloader = "experimental_remote_downloader";
+        if line.is_some_and(|line| line.given(downloader).is_some()) {
+            flags.push(taken_back(downloader));
+        }
+    }
+    flags
+}
+
 /// Whether Bazel writes events into a file.
 fn writes_events(line: &CommandLine) -> bool {
-    EVENT_FILES.iter().any(|name| line.given(name).is_some())
+    event_files(line).next().is_some()
 }
 
 /// Takes back files of events that somebody reads only once, such as named pipes, for a command that runs again: it would wait
@@ -609,11 +695,20 @@ fn read_once(line: &CommandLine, directory: &Path) -> Vec<String> {
         let file = std::fs::metadata(directory.join(path));
         file.is_ok_and(|file| !file.is_file())
     };
-    EVENT_FILES
-        .iter()
+    event_files(line)
         .filter(|name| line.given(name).is_some_and(is_special))
-        .map(|name| format!("--{name}="))
+        .map(taken_back)
         .collect()
+}
+
+/// The options that name files of events.
+fn event_files(line: &CommandLine) -> impl Iterator<Item = &'static str> {
+    EVENT_FILES.into_iter().filter(|name| line.given(name).is_some())
+}
+
+/// An option as if it had not been given.
+fn taken_back(name: &str) -> String {
+    format!("--{name}=")
 }
 
 /// Another invocation id for a command that runs again under one of its user's: tests crash Bazel's server the second time
@@ -649,16 +744,36 @@ mod tests {
     }
 
     #[test]
+    fn only_what_does_its_work_as_well_twice_runs_again() {
+        for (word, option, expected) in [
+            ("build", "--build_tests_only", Repeats::Whole),
+            ("test", "--x", Repeats::WithoutTests),
+            ("coverage", "--nobuild_tests_only", Repeats::WithoutTests),
+            ("test", "--build_tests_only", Repeats::Never),
+            ("run", "--x", Repeats::Never),
+            ("mobile-install", "--x", Repeats::Never),
+        ] {
+            let line = Options::of(&[option]).line();
+            assert_eq!(Repeats::of(word, Some(&line)), expected, "{word} {option}");
+        }
+        assert_eq!(Repeats::of("test", None), Repeats::Never);
+    }
+
+    #[test]
     fn tests_that_run_again_have_an_id_of_their_own() {
         let own = Options::of(&["--invocation_id=a"]).line();
+        let again = Attempt::Again {
+            is_cached: true,
+            runs_tests: true,
+        };
         for (line, word, attempt, changes) in [
-            (Some(&own), "test", Attempt::Alone, true),
-            (Some(&own), "coverage", Attempt::Uncached, true),
-            (Some(&own), "build", Attempt::Alone, false),
+            (Some(&own), "test", again, true),
+            (Some(&own), "coverage", again, true),
+            (Some(&own), "build", again, false),
             (Some(&own), "test", Attempt::First, false),
             (Some(&own), "test", Attempt::Only, false),
-            (Some(&Options::of(&[]).line()), "test", Attempt::Alone, false),
-            (None, "test", Attempt::Alone, false),
+            (Some(&Options::of(&[]).line()), "test", again, false),
+            (None, "test", again, false),
         ] {
             assert_eq!(
                 other_id(line, word, attempt).is_some(),

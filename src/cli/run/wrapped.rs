@@ -12,7 +12,7 @@ use super::{
     super::exit::Failure,
     STRICT, Started,
     child::{self, Signals},
-    host::{Attempt, Host, REPEATED},
+    host::{Attempt, Host, Repeats},
     line::Line,
     probe::{Probe, VARIABLE},
     program,
@@ -46,7 +46,11 @@ const SIGNALLED: u8 = 128;
 const NOT_READ: [u8; 3] = [NO_CACHE, 37, 39];
 /// The first of these, which is also what they end with when the cache is not there at the beginning.
 const NO_CACHE: u8 = 34;
-/// What is said before an [`Attempt::Uncached`].
+/// What Bazel's commands end with when tests have failed, and all was built.
+const TESTS_FAILED: u8 = 3;
+/// What those that run tests end with when they have built all, and there was no test.
+const NO_TESTS: u8 = 4;
+/// What is said before an attempt without caches.
 const UNCACHED: &str = "running the command once more without its caches";
 
 /// A command, and what it runs beside.
@@ -69,6 +73,16 @@ struct Ended {
     is_cut: bool,
 }
 
+impl Ended {
+    /// A command that was to run without its tests has then done its work.
+    const fn of_built(self, repeats: Repeats) -> Self {
+        match (self.code, repeats) {
+            (NO_TESTS, Repeats::WithoutTests) => Self { code: 0, ..self },
+            _ => self,
+        }
+    }
+}
+
 impl Wrapped<'_> {
     /// Runs the command, once more where it must be, and waits for what comes of it.
     pub(super) async fn to_its_end(&self, signals: &mut Signals) -> Result<u8, Failure> {
@@ -79,9 +93,11 @@ impl Wrapped<'_> {
         if code == NOT_UPLOADED && self.started.host.uploads_for_us() {
             return self.after_failed_upload(signals).await;
         }
-        let is_over = matches!(code, 0 | BUILD_FAILED) || self.strict && code == STRICT;
-        if is_over && self.has_lost_outputs(code) {
-            return Ok(self.after_lost_outputs(code, signals).await);
+        let is_over =
+            matches!(code, 0 | BUILD_FAILED | TESTS_FAILED | NO_TESTS) || self.strict && code == STRICT;
+        let repeats = self.started.host.repeats();
+        if is_over && repeats != Repeats::Never && self.has_lost_outputs(code, repeats) {
+            return Ok(self.after_lost_outputs(code, repeats, signals).await);
         }
         Ok(code)
     }
@@ -183,7 +199,11 @@ impl Wrapped<'_> {
                      downloads outputs itself"
                 ));
                 self.start_over();
-                let ended = self.attempt(Attempt::Alone, signals).await?;
+                let again = |is_cached| Attempt::Again {
+                    is_cached,
+                    runs_tests: true,
+                };
+                let ended = self.attempt(again(true), signals).await?;
                 // Bazel goes on without a cache that goes away, as it did before, and does not begin without it. A program
                 // that `bazel run` ran may end with anything.
                 let is_run = Line::building(self.command).is_some_and(|line| line.word() == "run");
@@ -193,7 +213,7 @@ impl Wrapped<'_> {
                 }
                 say(UNCACHED);
                 self.start_over();
-                Ok(self.attempt(Attempt::Uncached, signals).await?.code)
+                Ok(self.attempt(again(false), signals).await?.code)
             }
             // A program that `bazel run` ran may end with anything.
             Some(Ok(own)) if Line::building(self.command).is_some_and(|line| line.word() != "run") => {
@@ -207,20 +227,26 @@ impl Wrapped<'_> {
         }
     }
 
-    /// Whether outputs that Bazel left to us are missing because of the cache, or for want of events, of a command that may
-    /// run again. Tests may do anything, and one that has passed would not bring its files: Bazel has it in its own cache.
-    fn has_lost_outputs(&self, code: u8) -> bool {
+    /// Whether outputs are missing because of the cache, or for want of events.
+    fn has_lost_outputs(&self, code: u8, repeats: Repeats) -> bool {
         let Started { host, reports, .. } = self.started;
-        host.is_left_downloads()
-            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
-            && (reports.lock().last().is_some_and(|report| report.tally.lost > 0)
-                || code == 0 && host.is_left_unheard())
+        let reports = reports.lock();
+        let lost = reports.last().map_or(0, |report| match repeats {
+            Repeats::WithoutTests => report.tally.lost.saturating_sub(report.tally.lost_of_tests),
+            Repeats::Whole | Repeats::Never => report.tally.lost,
+        });
+        drop(reports);
+        lost > 0 || matches!(code, 0 | TESTS_FAILED) && host.is_left_unheard()
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
     /// alone would have built what is lost. The exit code is that of the first build.
-    async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> u8 {
+    ///
+    /// Without its tests, a command does not bring their files; neither would it with them, for Bazel itself remembers tests that
+    /// have passed.
+    async fn after_lost_outputs(&self, first: u8, repeats: Repeats, signals: &mut Signals) -> u8 {
         let may_drop_caches = !self.started.host.has_executor();
+        let is_unheard = self.started.host.is_left_unheard();
         let mut lost = self.start_over();
         // With --strict, Bazel has not ended with its own.
         let own = lost.last().and_then(|report| report.exit_code);
@@ -228,25 +254,38 @@ impl Wrapped<'_> {
         // The reasons come before what Bazel says of the same, and once.
         let _ = tell(&lost);
         lost.iter_mut().for_each(|report| report.messages.clear());
-        let mut attempt = Attempt::Alone;
+        let of_tests = lost.last().map_or(0, |report| report.tally.lost_of_tests);
+        let are_tests_lacking = repeats == Repeats::WithoutTests && (of_tests > 0 || is_unheard);
+        let mut is_cached = true;
         loop {
-            say(if attempt == Attempt::Alone {
-                "running the command once more, so that Bazel itself downloads or builds the missing outputs"
-            } else {
-                UNCACHED
+            say(match (is_cached, repeats) {
+                (false, _) => UNCACHED,
+                (true, Repeats::WithoutTests) => {
+                    "running the command once more without its tests (Bazel will say that it found none), so that Bazel itself \
+                     downloads or builds the missing outputs"
+                }
+                (true, _) => {
+                    "running the command once more, so that Bazel itself downloads or builds the missing outputs"
+                }
             });
+            let attempt = Attempt::Again {
+                is_cached,
+                runs_tests: repeats == Repeats::Whole,
+            };
             let ended = match self.attempt(attempt, signals).await {
-                Ok(ended) => ended,
+                Ok(ended) => ended.of_built(repeats),
                 Err(error) => {
                     say(&error.message);
                     break;
                 }
             };
             match after(ended.code, own, first) {
+                // Nothing would bring their files.
+                After::Ends(code) if code == own && are_tests_lacking => break,
                 After::Ends(code) => return code,
-                After::Uncached if attempt == Attempt::Alone && may_drop_caches && !ended.is_cut => {
+                After::Uncached if is_cached && may_drop_caches && !ended.is_cut => {
                     self.start_over();
-                    attempt = Attempt::Uncached;
+                    is_cached = false;
                 }
                 After::Uncached | After::Missing => break,
             }
@@ -254,6 +293,9 @@ impl Wrapped<'_> {
         // It is as after the first run: said above, and a fault with --strict.
         say("some outputs are still missing");
         self.started.reports.lock().put_back(lost);
+        if is_unheard {
+            self.started.host.note_lacking();
+        }
         first
     }
 }

@@ -1,0 +1,101 @@
+//! Directories of outputs that somebody has deleted, such as by `rm -rf bazel-bin/pkg`.
+//!
+//! As long as Bazel's action cache knows of the outputs there, a Bazel that downloads nothing neither makes such a directory again
+//! nor names what belongs there.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    io::Errno,
+};
+
+use crate::{
+    action_cache::{self, Facts, Reading},
+    digest::DigestFunction,
+    exec_path::BUILD_TREE,
+};
+
+/// A directory of an output base that is gone, and that Bazel knows outputs in. `function` is the digest function of its builds.
+///
+/// All of these are made again, empty: of targets that are not built any more, nobody else would do that. Reads the action
+/// cache, and blocks.
+pub(super) fn directory(output_base: &Path, function: DigestFunction) -> Option<PathBuf> {
+    let facts = known(output_base, function)?;
+    let directories: BTreeSet<&str> = facts
+        .outputs()
+        .iter()
+        .filter_map(|output| output.tree.as_ref().unwrap_or(&output.path).parent())
+        .collect();
+    let exec_roots = output_base.join("execroot");
+    let mut roots: Vec<PathBuf> = std::fs::read_dir(&exec_roots)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|root| root.join(BUILD_TREE).is_dir())
+        .collect();
+    // A workspace may have had another name, and so another exec root.
+    roots.sort_by_key(|root| {
+        std::fs::metadata(root.join(BUILD_TREE))
+            .and_then(|meta| meta.modified())
+            .ok()
+    });
+    let is_gone = |place: &Path| {
+        let found = place.symlink_metadata();
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let mut gone = directories
+        .into_iter()
+        .filter(|directory| roots.iter().all(|root| is_gone(&root.join(directory))))
+        .filter(|directory| !is_in_place_of_output(&facts, directory));
+    let Some(newest) = roots.last() else {
+        // Bazel makes its own first.
+        return gone.next().map(|_| exec_roots);
+    };
+    let mut first = None;
+    for directory in gone {
+        match make(newest, directory) {
+            Ok(()) => _ = first.get_or_insert_with(|| newest.join(directory)),
+            Err(error) => tracing::warn!(
+                "failed to make {directory} in {} again: {error}",
+                newest.display()
+            ),
+        }
+    }
+    first
+}
+
+/// Whether the path, or one above it, is an output's now, and only an action that is gone had it as a directory.
+fn is_in_place_of_output(facts: &Facts, directory: &str) -> bool {
+    let above = directory.match_indices('/').map(|(end, _)| &directory[..end]);
+    above.chain([directory]).any(|path| facts.get(path).is_some())
+}
+
+fn known(output_base: &Path, function: DigestFunction) -> Option<Facts> {
+    match action_cache::read(output_base, function, None) {
+        Ok(Reading::Read(facts, _)) => Some(facts),
+        Ok(Reading::Absent | Reading::Unchanged) => None,
+        Err(error) => {
+            tracing::debug!("{error}; whether directories of outputs were deleted is unknown");
+            None
+        }
+    }
+}
+
+/// Makes a directory, and those above it, without following a link.
+fn make(root: &Path, directory: &str) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = openat(CWD, root, flags, Mode::empty())?;
+    for name in directory.split('/') {
+        match mkdirat(&at, name, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        at = openat(&at, name, flags, Mode::empty())?;
+    }
+    Ok(())
+}
