@@ -443,7 +443,7 @@ async fn other_users_processes_hear_whom_a_listener_is_for() {
     assert!(said.iter().all(|part| line.contains(part)), "{line}");
     let wrapper = world.path("bazel");
     install(
-        std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel")),
+        std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/bazel/tools/bazel")),
         &wrapper,
     );
     open(&wrapper);

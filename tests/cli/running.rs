@@ -528,7 +528,7 @@ async fn an_outer_run_knows_what_became_of_an_inner_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bazel_that_is_called_by_its_path_is_heard_through_tools_bazel() {
     let place = Place::new();
-    let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
+    let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/bazel/tools/bazel");
     let launcher = format!(
         "#!/bin/sh\nBAZEL_REAL={0}/bazel exec {wrapper} \"$@\"\n",
         place.bin().display()

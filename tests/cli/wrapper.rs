@@ -1,11 +1,14 @@
-//! `dist/tools/bazel`, in front of a Bazel that only prints its arguments.
+//! `dist/bazel/tools/bazel`, in front of a Bazel that only prints its arguments.
 
-use std::{process::Command, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
+use outhaul::digest::{Digest, DigestFunction};
 use outhaul_testkit::{Ran, Running, clean, finish};
 use tokio::net::TcpListener;
 
-use crate::support::{World, program};
+use crate::support::{World, install, program};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/bazel/tools/bazel");
 
 struct Wrapper {
     dir: tempfile::TempDir,
@@ -24,8 +27,7 @@ impl Wrapper {
     }
 
     async fn ran(&self, bes: &str, args: &[&str], variables: &[(&str, &str)]) -> Ran {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
-        let mut command = clean(Command::new(script));
+        let mut command = clean(Command::new(SCRIPT));
         command
             .args(args)
             .env("BAZEL_REAL", self.dir.path().join("real bazel"))
@@ -210,8 +212,7 @@ async fn unix_sockets_are_reached_by_bazels_proxy_flag() {
 
 #[tokio::test]
 async fn run_by_hand_it_says_what_is_missing() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
-    let ran = finish(clean(Command::new(script))).await;
+    let ran = finish(clean(Command::new(SCRIPT))).await;
     ran.says(2, &["BAZEL_REAL"]);
 }
 
@@ -235,4 +236,115 @@ async fn the_shipped_units_are_well_formed_and_their_command_line_is_a_daemons()
     let server = Running::serve(command).await;
     world.play(&world.build, server.address()).await;
     world.assert_complete();
+}
+
+/// A repository with `tools/bazel` and the checksum of a program that prints its arguments, and where that is installed.
+struct Pinned {
+    wrapper: Wrapper,
+    pins: PathBuf,
+    installed: PathBuf,
+}
+
+impl Pinned {
+    fn new(text: &str) -> Self {
+        let wrapper = Wrapper::new();
+        let dir = wrapper.dir.path();
+        let sum = Digest::of(DigestFunction::Sha256, text.as_bytes()).hash_hex();
+        let installed = dir.join("outhaul").join(&sum).join("outhaul");
+        std::fs::create_dir_all(installed.parent().unwrap()).unwrap();
+        program(&installed, text);
+        let tools = dir.join("tools");
+        std::fs::create_dir(&tools).unwrap();
+        install(SCRIPT.as_ref(), tools.join("bazel"));
+        let pins = tools.join("outhaul.sha256");
+        let other = "0".repeat(64);
+        let text = format!("{other}  plan9-mips\n{sum}  linux-{}\n", std::env::consts::ARCH);
+        std::fs::write(&pins, text).unwrap();
+        Self {
+            wrapper,
+            pins,
+            installed,
+        }
+    }
+
+    async fn ran(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let dir = self.wrapper.dir.path();
+        let mut command = clean(Command::new(dir.join("tools/bazel")));
+        command
+            .args(args)
+            .env("BAZEL_REAL", dir.join("real bazel"))
+            .env("XDG_CACHE_HOME", dir)
+            .envs(variables.iter().copied());
+        finish(command).await
+    }
+
+    /// Bazel has run as it was called, and something was said.
+    async fn is_passed_over(&self, said: &str) {
+        let args = ["build", "//a"];
+        let ran = self.ran(&args, &[]).await;
+        let ran = ran.says(37, &["running Bazel without the pinned Outhaul", said]);
+        assert_eq!(ran.out(), shown(&args));
+    }
+}
+
+/// Stands for Outhaul.
+const OUTHAUL: &str = "#!/bin/sh\nprintf 'outhaul: '\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 38\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_build_run_under_the_pinned_program() {
+    let pinned = Pinned::new(OUTHAUL);
+    let bazel = pinned.wrapper.dir.path().join("real bazel");
+    for args in [
+        vec!["build", "//a b", ""],
+        vec!["--output_base", "build", "run", "//a", "--", "x"],
+        // `outhaul run` forwards events.
+        vec!["test", "--bes_backend=grpc://elsewhere", "//a"],
+    ] {
+        let ran = pinned.ran(&args, &[]).await.expect(38);
+        let given = [&["run", "--", bazel.to_str().unwrap()][..], &args[..]].concat();
+        assert_eq!(ran.out(), format!("outhaul: {}", shown(&given)));
+    }
+    for (args, variables) in [
+        (&["info"][..], &[][..]),
+        (&["build", "//a"][..], &[("OUTHAUL_DISABLE", "1")][..]),
+    ] {
+        let ran = pinned.ran(args, variables).await.expect(37);
+        assert_eq!((ran.out(), ran.err.as_str()), (shown(args), ""));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bazel_runs_alone_and_that_is_said_without_exactly_the_pinned_program() {
+    let pinned = Pinned::new(OUTHAUL);
+    program(&pinned.installed, &format!("{OUTHAUL}\n"));
+    pinned.is_passed_over("is another one").await;
+    std::fs::remove_file(&pinned.installed).unwrap();
+    pinned.is_passed_over("bazel run @outhaul//:wrapper").await;
+    for pins in ["", "\n", &format!("{}  plan9-mips\n", "0".repeat(64))] {
+        std::fs::write(&pinned.pins, pins).unwrap();
+        pinned.is_passed_over("has none for linux-").await;
+    }
+    // The right one, which does not start.
+    let pinned = Pinned::new("\x7fELF\0\0");
+    let args = ["build", "//a"];
+    let ran = pinned.ran(&args, &[]).await.says(37, &["cannot execute"]);
+    assert_eq!(ran.out(), shown(&args));
+}
+
+#[tokio::test]
+async fn a_tools_bazel_of_another_kind_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let theirs = dir.path().join("tools/bazel");
+    std::fs::create_dir(dir.path().join("tools")).unwrap();
+    std::fs::write(&theirs, "#!/bin/sh\n").unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/bazel/install");
+    let mut command = clean(Command::new(script));
+    command
+        .env("BUILD_WORKSPACE_DIRECTORY", dir.path())
+        .env("OUTHAUL_BINARIES", "linux-x86_64/here/outhaul")
+        .env("OUTHAUL_WRAPPER", SCRIPT);
+    finish(command)
+        .await
+        .says(1, &["tools/bazel", "is not Outhaul's"]);
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "#!/bin/sh\n");
 }

@@ -23,6 +23,7 @@ mod incremental;
 mod intermediates;
 mod kill;
 mod kinds;
+mod module;
 mod oldest;
 mod parallel;
 mod proxy;
