@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use outhaul_testkit::{Ran, Running, clean, free_address};
+use outhaul_testkit::{Ran, Running, clean};
 
 use crate::harness::{Bazel, Expected, Presence, Scratch, Stage, Upstream};
 
@@ -61,13 +61,12 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
     let presence = Presence::default();
     let upstream = Upstream::watched(presence.watch());
     let dir = Scratch::new("ci");
-    let (artifacts, port) = (dir.join("artifacts"), free_address().port().to_string());
+    let artifacts = dir.join("artifacts");
     let wrapper = bazel_command(&bazel, &dir);
     let backend = upstream.flag().replace("--bes-backend=", "");
     let env = [
         ("OUTHAUL_REMOTE_CACHE", cache.url()),
         ("OUTHAUL_BES_BACKEND", backend.as_str()),
-        ("OUTHAUL_PORT", port.as_str()),
         ("ARTIFACTS", artifacts.to_str().unwrap()),
         ("ARTIFACT_REGEX", r".*/gen/(one|top)\.txt"),
         ("BAZEL", wrapper.to_str().unwrap()),
