@@ -45,6 +45,7 @@ mod running;
 mod scripts;
 mod secrets;
 mod secured;
+mod shipped;
 mod staging;
 mod support;
 mod waiting;
