@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Service;
 use crate::{
+    action_cache::{self, ActionCacheError},
+    digest::DigestFunction,
     exec_path::ExecPath,
     invocation::rows,
     materialize::place::{Check, PlaceOptions, Placer},
@@ -38,6 +40,14 @@ pub(crate) enum Link {
 /// Why intermediate outputs are not recorded, for a build tool whose action cache does not have them.
 pub(crate) fn without_intermediates(version: &str) -> String {
     format!("and of intermediate outputs, nothing tells: the action cache of Bazel {version} has no digests")
+}
+
+/// Why the action cache beside an exec root tells nothing of outputs, whatever is built. Some Bazels, such as Debian's 4.2.3, do not say
+/// which version they are.
+fn unread_action_cache(exec_root: &Path) -> Option<ActionCacheError> {
+    let output_base = exec_root.parent()?.parent()?;
+    let read = action_cache::read(output_base, DigestFunction::Sha256, None);
+    read.err().filter(ActionCacheError::is_lasting)
 }
 
 /// A path below a directory, or the directory itself.
@@ -138,14 +148,21 @@ impl Service {
     /// Why nothing is recorded at a path.
     pub(super) fn unnamed(&self, path: &str) -> String {
         let unnamed = "no recorded build has named it";
-        let mut versions = self
-            .places(path)
-            .into_iter()
-            .filter_map(|(root, ..)| Some(self.record.newest_invocation(root)?.build_tool_version));
-        match versions.find(|version| rows::is_known_by_events_alone(version)) {
-            Some(version) => format!("{unnamed}, {}", without_intermediates(&version)),
-            None => unnamed.to_owned(),
+        for (root, _, exec_root, _) in self.places(path) {
+            let Some(build) = self.record.newest_invocation(root) else {
+                continue;
+            };
+            let version = build.build_tool_version;
+            if rows::is_known_by_events_alone(&version) {
+                return format!("{unnamed}, {}", without_intermediates(&version));
+            }
+            if version.is_empty()
+                && let Some(error) = unread_action_cache(&exec_root)
+            {
+                return format!("{unnamed}, and of intermediate outputs, nothing tells: {error}");
+            }
         }
+        unnamed.to_owned()
     }
 
     /// The roots that a path can lie in, with the exec path that it has there.
