@@ -46,6 +46,33 @@ impl pb::InvocationState {
     }
 }
 
+impl pb::Invocation {
+    /// The state that people are shown: a build that lacks outputs has failed, whatever the build tool says.
+    pub(crate) fn shown_state(&self) -> &'static str {
+        match self.state() {
+            pb::InvocationState::Running => "running",
+            pb::InvocationState::Draining => "draining",
+            _ if self.failed > 0 => "failed",
+            pb::InvocationState::Superseded => "superseded",
+            pb::InvocationState::Interrupted => "interrupted",
+            pb::InvocationState::Settled | pb::InvocationState::Unspecified => "settled",
+        }
+    }
+}
+
+impl pb::TargetState {
+    /// Where people are shown it: what failed first, then what is not there yet.
+    pub(crate) const fn rank(self) -> u8 {
+        match self {
+            Self::Failed => 0,
+            Self::Aborted => 1,
+            Self::Completed => 2,
+            Self::Announced | Self::Unspecified => 3,
+            Self::Settled => 4,
+        }
+    }
+}
+
 impl pb::OutputOutcome {
     /// Whether the output came to its end, and is neither on disk nor left to a newer build.
     pub(crate) const fn is_failure(self) -> bool {

@@ -7,7 +7,11 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{service::Service, wait::Judge};
+use super::{
+    finding::Query,
+    service::{Service, show},
+    wait::Judge,
+};
 use crate::{
     proto::outhaul::v1::{self as pb, control_server::Control},
     record::Which,
@@ -46,6 +50,13 @@ impl ControlServer {
 
 /// Messages of a stream that are packed into frames together.
 const PACKED: usize = 256;
+
+/// Outputs on their way that are named.
+const PENDING: usize = 8;
+
+/// Outputs that are found at a time unless asked otherwise, and at most.
+const FOUND: u32 = 100;
+const MOST_FOUND: u32 = 1000;
 
 /// Paths of one request, and target patterns.
 const PATHS: usize = 100_000;
@@ -86,9 +97,11 @@ impl Control for ControlServer {
             .invocation(&id)
             .await
             .ok_or_else(|| Status::not_found(Which::of(&id).not_recorded()))?;
+        let waiting = self.service.waiting(&invocation.invocation_id, PENDING).await;
         Ok(Response::new(pb::GetInvocationResponse {
             invocation: Some(invocation),
             targets,
+            waiting: waiting.map(show::waiting),
         }))
     }
 
@@ -213,6 +226,38 @@ impl Control for ControlServer {
             .outputs(&request.invocation_id, request.class())
             .await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))
+    }
+
+    async fn find_outputs(
+        &self,
+        request: Request<pb::FindOutputsRequest>,
+    ) -> Result<Response<pb::FindOutputsResponse>, Status> {
+        let request = request.into_inner();
+        let missing = Which::of(&request.invocation_id).not_recorded();
+        let most = match request.limit {
+            0 => FOUND,
+            limit => limit.min(MOST_FOUND),
+        };
+        let query = Query {
+            invocation: request.invocation_id,
+            text: request.text,
+            most: most as usize,
+            ..Query::default()
+        };
+        let page = self.service.find_outputs(query).await;
+        let page = page.ok_or_else(|| Status::not_found(missing))?;
+        Ok(Response::new(pb::FindOutputsResponse {
+            outputs: page.outputs,
+            more: page.next.is_some(),
+        }))
+    }
+
+    async fn list_caches(
+        &self,
+        _request: Request<pb::ListCachesRequest>,
+    ) -> Result<Response<pb::ListCachesResponse>, Status> {
+        let caches = self.service.caches().into_iter().map(show::cache).collect();
+        Ok(Response::new(pb::ListCachesResponse { caches }))
     }
 
     async fn report(

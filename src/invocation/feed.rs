@@ -71,6 +71,8 @@ pub struct Waiting {
     pub required: u64,
     /// Optional ones.
     pub optional: u64,
+    /// The bytes of all of them, as far as they are known.
+    pub bytes: u64,
     /// Some of them, required ones first, and large ones before small ones.
     pub outputs: Vec<PendingOutput>,
 }

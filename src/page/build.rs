@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashSet};
 use maud::{Markup, html};
 
 use super::{
-    builds::{command, exit, how, took},
+    builds::{command, exit, took},
     html::{build_path, count, encoded, name, path, span, state, time, word},
     outputs::{self, Wish},
 };
@@ -139,7 +139,7 @@ pub(super) async fn list(service: &Service, build: &pb::Invocation) -> Markup {
 fn summary(seen: &Seen) -> Markup {
     let build = &seen.invocation;
     html! {
-        h1 { (state(how(build))) " " (command(build)) " " (exit(build)) }
+        h1 { (state(build.shown_state())) " " (command(build)) " " (exit(build)) }
         p.where { (path(&build.workspace)) }
         (waiting(&seen.waiting))
         dl.numbers {
@@ -287,14 +287,7 @@ fn evicted(build: &pb::Invocation, missing: &Page) -> Markup {
 
 /// A page of the targets, those that failed first.
 pub(super) fn targets(build: &pb::Invocation, mut targets: Vec<pb::Target>, from: usize) -> Markup {
-    let order = |target: &pb::Target| match target.state() {
-        pb::TargetState::Failed => 0,
-        pb::TargetState::Aborted => 1,
-        pb::TargetState::Completed => 2,
-        pb::TargetState::Announced | pb::TargetState::Unspecified => 3,
-        pb::TargetState::Settled => 4,
-    };
-    targets.sort_by_key(order);
+    targets.sort_by_key(|target| target.state().rank());
     let all = targets.len();
     let address = format!("{}/targets", build_path(&build.invocation_id));
     let from = from.min(all);
@@ -454,6 +447,7 @@ mod tests {
             }),
             required: 1,
             optional: 9,
+            bytes: 0,
             outputs: Vec::new(),
         };
         let shown = summary(&build).into_string();

@@ -66,7 +66,7 @@ pub(super) fn table(list: &[pb::Invocation], limit: u32) -> Markup {
 fn row(build: &pb::Invocation) -> Markup {
     html! {
         tr {
-            td { (state(how(build))) }
+            td { (state(build.shown_state())) }
             td { a href=(build_path(&build.invocation_id)) { (command(build)) } " " (exit(build)) }
             td.wide { (super::html::path(&build.workspace)) }
             td { (time(build.started_ms)) }
@@ -85,18 +85,6 @@ pub(super) fn command(build: &pb::Invocation) -> Cow<'_, str> {
     match &*build.command {
         "" => Cow::Borrowed("(not known yet)"),
         command => name(command),
-    }
-}
-
-/// The state that a build is shown in: one that lacks outputs has failed, whatever the build tool says.
-pub(super) fn how(build: &pb::Invocation) -> &'static str {
-    match build.state() {
-        pb::InvocationState::Running => "running",
-        pb::InvocationState::Draining => "draining",
-        _ if build.failed > 0 => "failed",
-        pb::InvocationState::Superseded => "superseded",
-        pb::InvocationState::Interrupted => "interrupted",
-        pb::InvocationState::Settled | pb::InvocationState::Unspecified => "settled",
     }
 }
 

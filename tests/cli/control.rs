@@ -70,6 +70,69 @@ pub fn stall(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_at_a_build_says_what_it_waits_for_and_which_caches_are_asked() {
+    let world = World::new().await;
+    stall(&world);
+    let server = world.serve(&["--hold-timeout=10m"]).await;
+    let mut client = client(&world).await;
+    let id = world.build.invocation_id();
+    let play = world.play(&world.build, server.address());
+    let mut looking = client.clone();
+    let look = async {
+        loop {
+            let request = pb::GetInvocationRequest {
+                invocation_id: id.clone(),
+            };
+            let seen = looking.get_invocation(request).await.ok();
+            let waiting = seen.and_then(|seen| seen.into_inner().waiting);
+            if let Some(waiting) = waiting.filter(|waiting| waiting.hold_until_ms > 0) {
+                return waiting;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let mut asking = client.clone();
+    let looked = async {
+        let waiting = in_time(look).await;
+        assert_eq!(waiting.hold_limit, "--hold-timeout=600s");
+        assert!(waiting.required > 0, "{waiting:?}");
+        let named: u64 = waiting.outputs.iter().map(|output| output.bytes).sum();
+        assert!(waiting.bytes >= named && named > 0, "{waiting:?}");
+        assert!(waiting.outputs.len() <= 8 && !waiting.outputs[0].exec_path.is_empty());
+        let caches = asking.list_caches(pb::ListCachesRequest {}).await.unwrap();
+        let caches = caches.into_inner().caches;
+        assert_eq!(caches.len(), 1, "{caches:?}");
+        assert!(caches[0].name.contains("127.0.0.1") && caches[0].passed_over_ms.is_none());
+        unblock(&world);
+    };
+    tokio::join!(play, looked);
+    let mut find = async |invocation_id: &str, text: &str, limit| {
+        let request = pb::FindOutputsRequest {
+            invocation_id: invocation_id.to_owned(),
+            text: text.to_owned(),
+            limit,
+        };
+        client
+            .find_outputs(request)
+            .await
+            .map(tonic::Response::into_inner)
+    };
+    let found = find(&id, "app/app", 0).await.unwrap();
+    assert!(
+        found
+            .outputs
+            .iter()
+            .any(|output| output.exec_path.ends_with("app/app"))
+            && !found.more,
+        "{found:?}"
+    );
+    let found = find("", "", 1).await.unwrap();
+    assert!(found.outputs.len() == 1 && found.more, "{found:?}");
+    let missing = find("no-such-build", "x", 0).await.unwrap_err();
+    assert_eq!(missing.code(), tonic::Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_reports_every_target_and_output_and_of_a_settled_build_its_targets() {
     let world = World::new().await;
     stall(&world);

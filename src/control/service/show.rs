@@ -3,10 +3,11 @@
 use super::find::Found;
 use crate::{
     digest::{Digest, DigestFunction},
-    invocation::feed::OutputEnded,
+    invocation::feed::{OutputEnded, Waiting},
     output::OutputContent,
     proto::outhaul::v1 as pb,
     record::{OutputState, TargetRow, TargetState, with_fields_of},
+    remote::Standing,
 };
 
 /// A target.
@@ -41,6 +42,37 @@ pub(super) fn output_end(ended: &OutputEnded) -> pb::OutputEnd {
         output_group: ended.output_group.to_string(),
         digest: digest_of(&ended.content),
         exec_root: ended.exec_root.display().to_string(),
+    }
+}
+
+/// What a running build waits for.
+pub(in crate::control) fn waiting(waiting: Waiting) -> pb::Waiting {
+    let outputs = waiting.outputs.into_iter().map(|output| pb::PendingOutput {
+        exec_path: output.path.to_string(),
+        label: output.target.label.clone(),
+        class: pb::OutputClass::from(output.class).into(),
+        bytes: output.bytes,
+    });
+    let (hold_until_ms, hold_limit) = waiting
+        .hold
+        .map_or_else(Default::default, |hold| (hold.until_ms, hold.limit));
+    pb::Waiting {
+        hold_until_ms,
+        hold_limit,
+        required: waiting.required,
+        optional: waiting.optional,
+        bytes: waiting.bytes,
+        outputs: outputs.collect(),
+    }
+}
+
+/// Whether a cache is asked at present.
+pub(in crate::control) fn cache(standing: Standing) -> pb::list_caches_response::Cache {
+    let (left, reason) = standing.passed_over.unzip();
+    pb::list_caches_response::Cache {
+        name: standing.name,
+        passed_over_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        reason: reason.unwrap_or_default(),
     }
 }
 

@@ -94,8 +94,10 @@ impl Ledger {
     /// What is waited for, and at most so many of the outputs that are on their way.
     pub(super) fn waiting(&self, most: usize, hold: Option<Hold>) -> Waiting {
         let mut first = BinaryHeap::with_capacity(most + 1);
-        let is_any = most > 0 && !self.is_quiet();
+        let mut bytes = 0_u64;
+        let is_any = !self.is_quiet();
         for (path, wanted) in self.wanted.iter().filter(|(_, w)| is_any && !w.done) {
+            bytes = bytes.saturating_add(wanted.content.size());
             // Those that come last are on top, and go.
             first.push(Reverse((wanted.class, wanted.content.size(), Reverse(path))));
             if first.len() > most {
@@ -115,6 +117,7 @@ impl Ledger {
             hold,
             required: self.required,
             optional: self.optional,
+            bytes,
             outputs: outputs.collect(),
         }
     }
