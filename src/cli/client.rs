@@ -378,13 +378,31 @@ impl Client {
         &mut self,
         id: &str,
     ) -> Result<(pb::Invocation, Vec<pb::Target>), Failure> {
+        let answer = self.seen(id).await?;
+        let missing = || Failure::not_found(Which::of(id).not_recorded());
+        Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
+    }
+
+    /// A build with its targets, and what it waits for.
+    pub(super) async fn seen(&mut self, id: &str) -> Result<pb::GetInvocationResponse, Failure> {
         let request = pb::GetInvocationRequest {
             invocation_id: id.to_owned(),
         };
         let answer = self.control.get_invocation(request).await;
-        let answer = answer.map_err(failure)?.into_inner();
-        let missing = || Failure::not_found(Which::of(id).not_recorded());
-        Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
+        Ok(answer.map_err(failure)?.into_inner())
+    }
+
+    pub(super) async fn find_outputs(
+        &mut self,
+        request: pb::FindOutputsRequest,
+    ) -> Result<pb::FindOutputsResponse, Failure> {
+        let answer = self.control.find_outputs(request).await;
+        Ok(answer.map_err(failure)?.into_inner())
+    }
+
+    pub(super) async fn caches(&mut self) -> Result<pb::ListCachesResponse, Failure> {
+        let answer = self.control.list_caches(pb::ListCachesRequest {}).await;
+        Ok(answer.map_err(failure)?.into_inner())
     }
 
     pub(super) async fn stat(&mut self, paths: Vec<String>) -> Result<Vec<pb::Output>, Failure> {

@@ -13,7 +13,7 @@ use super::{
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
-    ls, manual, print, profiles, report, run, serve, stage, stat, status, wait, watch,
+    ls, manual, print, profiles, report, run, serve, stage, stat, status, top, wait, watch,
 };
 use crate::config::with_config_file;
 
@@ -60,6 +60,8 @@ enum Command {
     Watch(watch::WatchArgs),
     /// Show the state of builds
     Status(status::StatusArgs),
+    /// Show builds, caches and disk usage live in the terminal
+    Top(top::TopArgs),
     /// List the recorded outputs of a build's output root
     Ls(ls::LsArgs),
     /// Show the profiles: named sets of rules for what editors, debuggers and coverage tools read
@@ -135,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Wait(args) => wait::main(&args),
         Command::Watch(args) => watch::main(&args),
         Command::Status(args) => status::main(&args),
+        Command::Top(args) => top::main(&args),
         Command::Ls(args) => ls::main(&args),
         Command::Profiles(args) => profiles::main(&args),
         #[cfg(feature = "mount")]

@@ -84,6 +84,13 @@ pub(super) struct DaemonArgs {
     state: StateArgs,
 }
 
+impl DaemonArgs {
+    /// Where the daemon is.
+    pub(super) fn address(&self) -> Result<DaemonAddress, Failure> {
+        DaemonAddress::new(&self.control, &self.state, self.tls.files())
+    }
+}
+
 fn by_id(id: &str) -> pb::InvocationChoice {
     pb::InvocationChoice {
         invocation_id: id.to_owned(),
@@ -139,7 +146,7 @@ impl<'a> Follower<'a> {
     pub(super) fn new(args: &'a DaemonArgs) -> Result<Self, Failure> {
         Ok(Self {
             state: &args.state,
-            address: DaemonAddress::new(&args.control, &args.state, args.tls.files())?,
+            address: args.address()?,
             cache: from_environment()?,
             begun: Instant::now(),
             later: None,

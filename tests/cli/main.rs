@@ -48,6 +48,7 @@ mod secured;
 mod shipped;
 mod staging;
 mod support;
+mod terminal;
 mod waiting;
 mod watching;
 mod wrapper;

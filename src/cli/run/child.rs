@@ -57,7 +57,8 @@ impl Signals {
             .map(Self)
     }
 
-    async fn next(&mut self) -> Signal {
+    /// The next one that comes.
+    pub(in crate::cli) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
             for (signal, heard) in &mut self.0 {
                 if heard.poll_recv(cx).is_ready() {
@@ -115,7 +116,7 @@ impl Signals {
 }
 
 /// Stops this process, until it is told to go on.
-fn stop() {
+pub(in crate::cli) fn stop() {
     let _ = kill_process(rustix::process::getpid(), Signal::STOP);
 }
 
@@ -204,7 +205,7 @@ pub(in crate::cli) fn code(status: ExitStatus) -> u8 {
 }
 
 /// The same for a signal that came before the command began.
-pub(super) fn code_of(signal: Signal) -> u8 {
+pub(in crate::cli) fn code_of(signal: Signal) -> u8 {
     u8::try_from(128 + signal.as_raw()).unwrap_or(1)
 }
 
