@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, body::Body, service::interceptor::InterceptedService};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
-use super::{exit::Failure, run::own_states, runtime};
+use super::{exit::Failure, progress::Progress, run::own_states, runtime};
 use crate::{
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
@@ -406,7 +406,13 @@ impl Client {
     }
 
     pub(super) async fn stat(&mut self, paths: Vec<String>) -> Result<Vec<pb::Output>, Failure> {
-        let answer = self.control.stat_outputs(pb::OutputsRequest { paths }).await;
+        let answer = self
+            .control
+            .stat_outputs(pb::OutputsRequest {
+                paths,
+                ..Default::default()
+            })
+            .await;
         Ok(answer.map_err(failure)?.into_inner().outputs)
     }
 
@@ -427,9 +433,32 @@ impl Client {
     pub(super) async fn materialize(
         &mut self,
         paths: Vec<String>,
+        progress_id: &str,
     ) -> Result<Vec<pb::materialize_response::Result>, Failure> {
-        let answer = self.control.materialize(pb::OutputsRequest { paths }).await;
+        let request = pb::OutputsRequest {
+            paths,
+            progress_id: progress_id.to_owned(),
+        };
+        let answer = self.control.materialize(request).await;
         Ok(answer.map_err(failure)?.into_inner().results)
+    }
+
+    /// Asks how far the call of this name is, beside that call. Says nothing where it is not under way, or the daemon does not
+    /// know.
+    pub(super) fn asks_progress(&self, name: &str) -> impl AsyncFnMut() -> Option<Progress> + use<> {
+        let mut control = self.control.clone();
+        let request = pb::GetProgressRequest {
+            progress_id: name.to_owned(),
+        };
+        async move || {
+            let told = control.get_progress(request.clone()).await.ok()?.into_inner();
+            Some(Progress {
+                files: told.outputs,
+                all_files: Some(told.all_outputs),
+                bytes: told.bytes,
+                all_bytes: Some(told.all_bytes),
+            })
+        }
     }
 
     /// Stages, or finds out what would be staged.

@@ -1,20 +1,21 @@
 //! `outhaul fetch`: outputs without a build tool and without a daemon.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::broadcast;
 
 use super::{
     exit::{self, Failure},
     paths::special,
-    print, runtime,
+    print,
+    progress::{of_builds, watched},
+    runtime,
 };
 use crate::{
     action_cache::{ActionCacheError, read_log},
@@ -26,7 +27,7 @@ use crate::{
     exec_path::{ExecPath, is_reserved},
     invocation::{Engine, Report, policy::PathRegex, tally::Tally},
     materialize::{
-        Materializer, Outcome, Root, Session, Want,
+        Counted, Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
     },
     metrics::Metrics,
@@ -36,7 +37,6 @@ use crate::{
     removal::remove_all,
     roots::Destination,
     transport::{RemoteError, RemoteErrorKind},
-    units::show_size,
 };
 
 mod archive;
@@ -193,27 +193,25 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let record = super::record::open_record(&scratch.0).await?;
     let services = Services::open(record.clone(), policy, rules, source, options, false)?;
     let mut reports = services.engine.reports();
-    let bar = progress();
     let mut trouble = Vec::new();
     let mut ended = Vec::new();
-    let (stream, end) = play(
-        &mut events,
-        args.follow,
-        (&services.engine, &mut reports),
-        &bar,
-        (&mut trouble, &mut ended),
-    )
-    .await;
-    let Some(stream) = stream else {
+    let work = async {
+        let told = (&mut trouble, &mut ended);
+        let (stream, end) = play(&mut events, args.follow, (&services.engine, &mut reports), told).await;
+        if let Some(stream) = &stream {
+            ended.push(settled((&services.engine, &mut reports), stream, end).await);
+        }
+        stream.is_some()
+    };
+    let look = async || Some(of_builds(&services.engine, |_| true).await);
+    if !watched("outputs", work, look).await {
         let reason = trouble.join("; ");
         let separator = if reason.is_empty() { "" } else { ": " };
         return Err(Failure::failed(format!(
             "{}: does not contain the start of a build{separator}{reason}",
             file.display()
         )));
-    };
-    ended.push(settled((&services.engine, &mut reports), &stream, end).await);
-    bar.finish_and_clear();
+    }
     let mut err = print::err();
     for message in &trouble {
         writeln!(err, "outhaul: {}", printable(message))?;
@@ -260,7 +258,6 @@ async fn play(
     events: &mut EventFile,
     follow: bool,
     (engine, reports): (&Engine, &mut broadcast::Receiver<Report>),
-    bar: &ProgressBar,
     (trouble, ended): (&mut Vec<String>, &mut Vec<BuildEnd>),
 ) -> (Option<StreamKey>, StreamEnd) {
     let mut stream: Option<StreamKey> = None;
@@ -279,7 +276,6 @@ async fn play(
                 return (stream, StreamEnd::Broken(error.to_string()));
             }
         };
-        bar.tick();
         let last = framed.last;
         if let Event::Started(started) = &framed.event {
             // One that begins again under its id goes on.
@@ -471,7 +467,6 @@ async fn into_directory(
         served: None,
         completions,
     };
-    let bar = progress();
     let mut tally = Tally::default();
     let (ours, outputs): (Vec<_>, Vec<_>) = outputs
         .into_iter()
@@ -485,22 +480,19 @@ async fn into_directory(
         .map(|(path, content)| Want::new(path, content, Class::Required, None))
         .collect();
     let begun = std::time::Instant::now();
-    let mut request = materializer.request(session, wants).await;
+    let counted = Arc::new(Counted::default());
+    let request = materializer.request(session, wants).await;
+    let mut request = request.counted_by(counted.clone());
     let mut evicted = 0;
-    while let Some(list) = request.next().await {
-        for completion in &list {
-            tally.add(completion);
-            evicted += u64::from(matches!(completion.outcome, Outcome::Evicted(_)));
+    let work = async {
+        while let Some(list) = request.next().await {
+            for completion in &list {
+                tally.add(completion);
+                evicted += u64::from(matches!(completion.outcome, Outcome::Evicted(_)));
+            }
         }
-        bar.set_message(format!(
-            "{} outputs, {} left, {}",
-            tally.downloaded,
-            request.required,
-            show_size(tally.downloaded_bytes)
-        ));
-        bar.tick();
-    }
-    bar.finish_and_clear();
+    };
+    watched("outputs", work, async || Some(counted.now().into())).await;
     // Temporary files' directory goes with it.
     materializer.close().await;
     let mut err = print::err();
@@ -512,18 +504,6 @@ async fn into_directory(
         failed: tally.failed,
         evicted,
     })
-}
-
-/// A line of progress, on terminals only.
-fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// A directory of our own, removed at the end.

@@ -55,7 +55,7 @@ impl Runfiles {
         };
         let there: BTreeSet<String> = there.iter().map(pb::Output::absolute_path).collect();
         let absent: Vec<String> = self.paths.difference(&there).cloned().collect();
-        for result in bring::materialized(client, &absent, None).await? {
+        for result in bring::materialized(client, &absent, None, "").await? {
             if result.output.is_some() || !self.is_whole(Path::new(&result.path)) {
                 code = bring::worse(code, show.result(&result)?);
             }

@@ -17,7 +17,9 @@ use super::{
     exit,
     exit::Failure,
     files::{FilesArgs, When},
-    paths, print, runtime, view,
+    paths, print,
+    progress::watched,
+    runtime, view,
 };
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
@@ -25,7 +27,7 @@ use crate::{
     proto::outhaul::v1 as pb,
     record::with_fields_of,
     stage::Manner,
-    units::show_size,
+    units::{random_uuid, show_size},
 };
 
 /// How many failures are shown.
@@ -252,6 +254,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         jobs: args.files.jobs.into(),
         limits: args.files.limit.clone(),
         so_far: false,
+        progress_id: random_uuid(),
     };
     runtime()?.block_on(async {
         let client = patiently(args, &known.0, &known.1).await?;
@@ -301,20 +304,20 @@ async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client
 }
 
 async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest) -> Result<u8, Failure> {
-    let (response, rest) = match &client.here {
-        None => (client.stage(request).await.map_err(|s| failure(&s))?, None),
-        Some((service, _)) => {
-            let answered = service
-                .begin_stage(request, &CancellationToken::new())
-                .await
-                .map_err(|s| failure(&s))?;
-            if args.wait_all {
-                (answered.finish().await, None)
-            } else {
-                (answered.response.clone(), Some(answered))
-            }
-        }
+    let look = client.asks_progress(&request.progress_id);
+    let staging = async {
+        let Some((service, _)) = &client.here else {
+            return Ok((client.stage(request).await?, None));
+        };
+        let answered = service.begin_stage(request, &CancellationToken::new()).await?;
+        Ok(if args.wait_all {
+            (answered.finish().await, None)
+        } else {
+            (answered.response.clone(), Some(answered))
+        })
     };
+    let staged: Result<_, Status> = watched("outputs", staging, look).await;
+    let (response, rest) = staged.map_err(|status| failure(&status))?;
     let code = show(args, &response)?;
     if let Some(answered) = rest {
         // Nobody else would go on with what is optional.

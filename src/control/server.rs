@@ -208,10 +208,21 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::OutputsRequest>,
     ) -> Result<Response<pb::MaterializeResponse>, Status> {
-        let paths = request.into_inner().paths;
+        let pb::OutputsRequest { paths, progress_id } = request.into_inner();
         within("paths", &paths, PATHS)?;
-        let results = self.service.materialize(paths).await;
+        let call = self.service.counted_call(&progress_id);
+        let results = self.service.materialize_counted(paths, &call.counted).await;
         Ok(Response::new(pb::MaterializeResponse { results }))
+    }
+
+    async fn get_progress(
+        &self,
+        request: Request<pb::GetProgressRequest>,
+    ) -> Result<Response<pb::GetProgressResponse>, Status> {
+        let name = request.into_inner().progress_id;
+        let progress = self.service.progress(&name);
+        let progress = progress.ok_or_else(|| Status::not_found(format!("no call {name:?} is under way")))?;
+        Ok(Response::new(show::progress(progress)))
     }
 
     type ListOutputsStream = Streamed<pb::Output>;

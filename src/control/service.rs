@@ -7,6 +7,7 @@ pub(crate) mod find;
 pub(crate) mod finding;
 mod materialize;
 mod outputs;
+pub(super) mod progress;
 mod report;
 pub(super) mod show;
 mod timeline;
@@ -57,6 +58,8 @@ pub struct Service {
     evictions: Arc<tokio::sync::Mutex<()>>,
     /// Those that may read now.
     places: Arc<Semaphore>,
+    /// Those that can be asked how far they are.
+    under_way: progress::UnderWay,
 }
 
 impl Service {
@@ -80,6 +83,7 @@ impl Service {
             calls: TaskTracker::new(),
             evictions: Arc::default(),
             places: Arc::new(Semaphore::new(calls::READING)),
+            under_way: progress::UnderWay::default(),
         }
     }
 

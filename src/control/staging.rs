@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::service::{Service, show::shown};
+use super::service::{Service, progress::CountedCall, show::shown};
 use crate::{
     collection::Checking,
     digest::{Digest, DigestFunction},
@@ -51,6 +51,8 @@ pub(crate) struct Answered {
     pub(crate) response: pb::StageResponse,
     /// Ends with all outputs' ends.
     pub(crate) rest: Option<tokio::task::JoinHandle<Ends>>,
+    /// Until it is answered, it can be asked how far this is.
+    _call: Option<CountedCall>,
 }
 
 impl Answered {
@@ -93,6 +95,7 @@ fn planned(plan: Plan) -> Answered {
             notes: plan.selection.notes,
         },
         rest: None,
+        _call: None,
     }
 }
 
@@ -167,6 +170,7 @@ impl Service {
             return Ok(planned(plan));
         }
         let directory = absolute(&request.directory)?;
+        let call = self.counted_call(&request.progress_id);
         let Staged {
             staged,
             outputs,
@@ -174,7 +178,7 @@ impl Service {
             notes,
             rest,
         } = stager
-            .stage(plan, &directory, gone)
+            .stage(plan, &directory, (call.counted.clone(), gone))
             .await
             .map_err(|e| status_of(&e))?;
         let outputs = all_outputs(&outputs, &gathered);
@@ -193,7 +197,11 @@ impl Service {
             pending: pending as u64,
             notes,
         };
-        Ok(Answered { response, rest })
+        Ok(Answered {
+            response,
+            rest,
+            _call: Some(call),
+        })
     }
 
     /// Whether what was staged is there still, in a directory that may be asked about.

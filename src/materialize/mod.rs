@@ -18,7 +18,7 @@ mod writers;
 
 pub use self::want::{Completion, Outcome, Root, Session, Want};
 pub(crate) use self::want::{Served, split_source};
-pub(crate) use awaited::Awaited;
+pub(crate) use awaited::{Awaited, Counted, Counts};
 pub use materializer::Materializer;
 pub use options::MaterializeOptions;
 #[cfg(test)]

@@ -41,7 +41,7 @@ use crate::{
     invocation::build::Effect,
     journal::{Entry, Journal, JournalError},
     materialize::{
-        Awaited, Materializer, Root, Session,
+        Awaited, Counted, Materializer, Root, Session,
         place::{Epoch, OutputRoot},
     },
     output::{Class, OutputContent},
@@ -342,8 +342,8 @@ impl Stager {
             .map(|recorded| recorded.row(&entry.key))
     }
 
-    /// Stages what was planned. Answers when what is required is there; if the caller is `gone` before that, the rest
-    /// is given up.
+    /// Stages what was planned, and counts how far it is. Answers when what is required is there; if the caller is `gone`
+    /// before that, the rest is given up.
     ///
     /// # Errors
     /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is not an error
@@ -352,7 +352,7 @@ impl Stager {
         &self,
         plan: Plan,
         directory: &Path,
-        gone: &CancellationToken,
+        (counted, gone): (Arc<Counted>, &CancellationToken),
     ) -> Result<Staged, StageError> {
         let working = self.working.token();
         let destination = self.destination(directory, false).await?;
@@ -386,7 +386,8 @@ impl Stager {
             served: None,
             completions,
         };
-        let mut request = self.materializer.request(session, work.wants()).await;
+        let request = self.materializer.request(session, work.wants()).await;
+        let mut request = request.counted_by(counted);
         let ended = gone.run_until_cancelled(required(&mut work, &mut request)).await;
         let ended = ended.unwrap_or_else(|| Err(super::request::gone()));
         if !matches!(ended, Ok(true)) {

@@ -73,7 +73,10 @@ pub fn stall(world: &World) {
 async fn a_look_at_a_build_says_what_it_waits_for_and_which_caches_are_asked() {
     let world = World::new().await;
     stall(&world);
-    let server = world.serve(&["--hold-timeout=10m"]).await;
+    // The last one of a flag counts.
+    let server = world
+        .serve(&[PERSISTENT, &["--hold=invocation", "--hold-timeout=10m"]].concat())
+        .await;
     let mut client = client(&world).await;
     let id = world.build.invocation_id();
     let play = world.play(&world.build, server.address());
@@ -589,7 +592,10 @@ async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
         paths: paths.clone(),
         invocation_id: String::new(),
     };
-    let outputs = || pb::OutputsRequest { paths: paths.clone() };
+    let outputs = || pb::OutputsRequest {
+        paths: paths.clone(),
+        ..pb::OutputsRequest::default()
+    };
     let wait = pb::WaitRequest {
         targets: vec!["//a:b".to_owned(); 10_001],
         ..pb::WaitRequest::default()

@@ -1,4 +1,4 @@
-//! `outhaul top` in a real terminal: what it shows, and that the terminal is afterwards what it was.
+//! A real terminal: what `outhaul top` shows there and that it leaves it as it was, and the progress of other commands.
 
 use std::{
     path::Path,
@@ -12,7 +12,11 @@ use tokio::{
     process::{Child, ChildStdin},
 };
 
-use crate::support::{World, run};
+use crate::{
+    control::stall,
+    support::{World, run},
+    waiting::{PERSISTENT, unblock},
+};
 
 /// A shell in a terminal of its own, of 24 lines and 80 columns.
 struct Terminal {
@@ -169,4 +173,69 @@ async fn a_signal_ends_top_and_leaves_the_terminal_as_it_was() {
 async fn top_without_a_terminal_names_what_is_for_scripts() {
     let ran = run(["top"]).await;
     ran.says(2, &["outhaul top needs a terminal", "outhaul status --watch"]);
+}
+
+/// A fetch that has all of its bytes when the cache is unblocked.
+const FETCH: &str =
+    r#""$OUTHAUL" fetch bep "$DIRECTORY/events.bin" --output-dir="$DIRECTORY/fetched" "$CACHE""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_shows_how_far_a_fetch_is_and_nothing_of_that_at_the_end() {
+    let world = World::new().await;
+    stall(&world);
+    world.event_file();
+    let directory = world.path("");
+    let script = format!("{FETCH}\necho code=$?");
+    let variables = [("DIRECTORY", &*directory), ("CACHE", &*world.cache_flag())];
+    let terminal = Terminal::run(&script, &variables);
+    terminal.shows("[-----").await;
+    terminal.shows(" outputs, ").await;
+    unblock(&world);
+    terminal.shows(" downloaded (").await;
+    terminal.shows("code=").await;
+    let rest = terminal.shown.lock().unwrap().clone();
+    assert!(!rest.contains("outputs, "), "{rest:?}");
+    terminal.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_shows_how_far_the_daemon_is_with_what_it_was_asked_for() {
+    let world = World::new().await;
+    let server = world.serve(&[PERSISTENT, &["--download=minimal"]].concat()).await;
+    world.play(&world.build, server.address()).await;
+    let (output, _) = world.file("app/app");
+    let path = world.exec_root().join(&output.path).display().to_string();
+    let staged = world.path("staged");
+    for command in [
+        r#""$OUTHAUL" get "$STATE" "$OUTPUT""#,
+        r#""$OUTHAUL" stage "$STATE" //app:app --to="$STAGED""#,
+    ] {
+        stall(&world);
+        let script = format!("{command}\necho code=$?");
+        let variables = [
+            ("STATE", &*world.state()),
+            ("OUTPUT", &*path),
+            ("STAGED", &*staged),
+        ];
+        let terminal = Terminal::run(&script, &variables);
+        terminal.shows("[-----").await;
+        terminal.shows(" outputs, ").await;
+        unblock(&world);
+        terminal.shows("code=0").await;
+        terminal.end().await;
+        // What is staged next has to be downloaded, too.
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_has_nothing_of_a_fetch_that_is_done_soon() {
+    let world = World::new().await;
+    let events = world.event_file();
+    let to = format!("--output-dir={}", world.path("fetched"));
+    let ran = run(["fetch", "bep", &events, &to, &world.cache_flag()]).await;
+    assert!(ran.err.contains(" downloaded ("), "{}", ran.err);
+    for drawn in ["\r", "\u{1b}", "[--", "[##"] {
+        assert!(!ran.err.contains(drawn), "{:?}", ran.err);
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use clap::{Args, ValueEnum};
@@ -13,14 +13,14 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{digest, progress};
+use super::digest;
 use crate::{
     archive::{Limit, Mode, OnConflict, Unpacked},
     cli::{
         ending::Signals,
         exit::{self, Failure},
         files::FilesArgs,
-        print,
+        print, progress,
     },
     collection::{
         BlobArchive, Choice, ChoiceError, Collection, CollectionError, Directory, Extraction, Location,
@@ -32,9 +32,6 @@ use crate::{
     printable::printable,
     units::{show_count, show_duration, show_size},
 };
-
-/// How often the line of progress is drawn.
-const DRAWN: Duration = Duration::from_millis(200);
 
 /// Arguments of `outhaul fetch archive`.
 #[derive(Debug, Args)]
@@ -179,30 +176,18 @@ async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
                 None => saved(ready, args, &bytes).await.map(|ended| (ended, true)),
             }
         };
-        let (done, whole) = watched(work, &bytes, total).await?;
+        let look = async || {
+            Some(progress::Progress {
+                bytes: bytes.bytes(),
+                all_bytes: total,
+                ..progress::Progress::default()
+            })
+        };
+        let (done, whole) = progress::watched("files", work, look).await?;
         complete = whole;
         ended.extend(done);
     }
     args.report(&ended, extraction.as_ref(), complete, begun)
-}
-
-/// Draws a line of progress meanwhile.
-async fn watched<T>(work: impl Future<Output = T>, bytes: &Progress, total: Option<u64>) -> T {
-    let bar = progress();
-    let total = total.map_or_else(String::new, |total| format!(" of {}", show_size(total)));
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => {
-                bar.finish_and_clear();
-                return done;
-            }
-            () = tokio::time::sleep(DRAWN) => {
-                bar.set_message(format!("{}{total}", show_size(bytes.bytes())));
-                bar.tick();
-            }
-        }
-    }
 }
 
 /// As they are.

@@ -7,9 +7,11 @@ use serde_json::json;
 use super::super::{
     client::Client,
     exit::{self, Failure},
-    print, view,
+    print,
+    progress::watched,
+    view,
 };
-use crate::{printable::printable, proto::outhaul::v1 as pb};
+use crate::{printable::printable, proto::outhaul::v1 as pb, units::random_uuid};
 
 /// Paths of one request to the daemon.
 pub(in crate::cli) const AT_ONCE: usize = 50_000;
@@ -83,7 +85,9 @@ pub(in crate::cli) async fn get(
 ) -> Result<(u8, Vec<pb::Output>), Failure> {
     let mut code = exit::OK;
     let mut there = Vec::new();
-    let results = materialized(client, paths, of_build).await?;
+    let name = random_uuid();
+    let look = client.asks_progress(&name);
+    let results = watched("outputs", materialized(client, paths, of_build, &name), look).await?;
     if let (false, Some(failure)) = (matches!(show, Show::Json), all_failed(&results)) {
         return Err(failure);
     }
@@ -106,15 +110,16 @@ fn all_failed(results: &[pb::materialize_response::Result]) -> Option<Failure> {
     })
 }
 
-/// Brings outputs to disk. Of a build, only what that one has named counts.
+/// Brings outputs to disk, in calls of this name. Of a build, only what that one has named counts.
 pub(in crate::cli) async fn materialized(
     client: &mut Client,
     paths: &[String],
     of_build: Option<&OfBuild>,
+    progress_id: &str,
 ) -> Result<Vec<pb::materialize_response::Result>, Failure> {
     let mut results = Vec::with_capacity(paths.len());
     for paths in paths.chunks(AT_ONCE) {
-        results.extend(client.materialize(paths.to_vec()).await?);
+        results.extend(client.materialize(paths.to_vec(), progress_id).await?);
     }
     if let Some(of_build) = of_build {
         results.iter_mut().for_each(|result| of_build.check(result));

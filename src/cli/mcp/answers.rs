@@ -335,7 +335,7 @@ pub(super) fn get(asking: &Asking, wish: GetWish) -> Result<Value, Failure> {
             paths.extend(named.outputs.keys().cloned());
             of_build = Some(named);
         }
-        materialized(client, &paths, of_build.as_ref()).await
+        materialized(client, &paths, of_build.as_ref(), "").await
     })?;
     results.sort_by(|a, b| (a.error.is_empty(), &a.path).cmp(&(b.error.is_empty(), &b.path)));
     let mut list = List::new(LIMITS);

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     bes::{BesService, HoldPolicy, Upstream},
+    cli::progress::{Progress, of_builds},
     config::{CacheArgs, FROM_BUILD, UpstreamArgs},
     daemon::{EventListeners, Services},
     transport::without_user_info,
@@ -527,6 +528,12 @@ impl Host {
             }
         }
         (pending, failed)
+    }
+
+    /// How far the outputs of this command's builds are.
+    pub(super) async fn progress(&self) -> Progress {
+        let is_ours = |stream: &(String, String)| self.listeners.came_in(stream);
+        of_builds(&self.services.engine, is_ours).await
     }
 
     /// How many streams came.

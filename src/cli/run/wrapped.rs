@@ -19,7 +19,7 @@ use super::{
     reports::{Reports, tell},
     say,
 };
-use crate::{invocation::Report, open_files};
+use crate::{cli::progress::watched, invocation::Report, open_files};
 
 /// How long optional outputs may still take after the command has ended, and the required ones have come.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
@@ -398,11 +398,14 @@ async fn wait_for_rest(
         }
         host.deliver(TOLD).await;
     };
-    let rest = tokio::select! {
-        () = waited => Rest::Came,
-        () = run_out_of(patience, required) => Rest::GivenUp,
-        signal = signals.end() => Rest::Cut(signal),
+    let ended = async {
+        tokio::select! {
+            () = waited => Rest::Came,
+            () = run_out_of(patience, required) => Rest::GivenUp,
+            signal = signals.end() => Rest::Cut(signal),
+        }
     };
+    let rest = watched("outputs", ended, async || Some(host.progress().await)).await;
     asked.map_or(rest, Rest::Cut)
 }
 

@@ -15,7 +15,10 @@ use super::{
     screen::{Content, Link, SECTIONS, Screen, Top},
 };
 use crate::{
-    cli::client::DaemonAddress,
+    cli::{
+        client::DaemonAddress,
+        progress::{BAR, bar},
+    },
     printable::clipped,
     proto::outhaul::v1 as pb,
     units::{now_ms, show_count, show_duration, show_size},
@@ -24,11 +27,9 @@ use crate::{
 /// Bytes of a name that are looked at.
 const NAME: usize = 4000;
 /// A terminal of fewer columns has fewer columns of tables.
-const NARROW: u16 = 72;
+const NARROW: u16 = 70;
 /// Lines of a message above the screen.
 const MESSAGE: usize = 3;
-/// Columns of a progress bar.
-const BAR: usize = 20;
 
 /// What all screens have to go by.
 pub(super) struct Theme {
@@ -158,12 +159,10 @@ fn help() -> Vec<Line<'static>> {
         ("Enter", "open the chosen build, or why an output is there or not"),
         ("Esc, Backspace", "back"),
         ("Left, Right, Tab", "builds, caches, disk"),
-        (
-            "/",
-            "search outputs by parts of the path or label, or by digest: of the build that is shown, or of all",
-        ),
+        ("/", "search outputs, of the build that is shown or of all"),
         ("?", "this page"),
         ("q, Ctrl-C", "quit"),
+        ("Ctrl-L", "draw the screen anew"),
         ("Ctrl-Z", "stop, until `fg` in the shell"),
     ];
     let mut lines = vec![Line::styled("Keys", BOLD)];
@@ -256,7 +255,7 @@ fn builds_table<'a>(builds: &'a [pb::Invocation], area: Rect, theme: &Theme) -> 
     let widths: &[u16] = if is_narrow {
         &[11, 8, 7]
     } else {
-        &[11, 22, 8, 7, 10, 7]
+        &[11, 18, 8, 10, 7]
     };
     let room = rest(area, widths);
     let row = |build: &'a pb::Invocation| {
@@ -269,7 +268,7 @@ fn builds_table<'a>(builds: &'a [pb::Invocation], area: Rect, theme: &Theme) -> 
         };
         let state = Cell::from(state).style(theme.state(state));
         let workspace = Cell::from(fitted(&build.workspace, room));
-        let command = Cell::from(command(build, if is_narrow { 8 } else { 22 }));
+        let command = Cell::from(command(build, if is_narrow { 8 } else { 18 }));
         if is_narrow {
             return Row::new([state, command, workspace, failed]);
         }
@@ -278,7 +277,6 @@ fn builds_table<'a>(builds: &'a [pb::Invocation], area: Rect, theme: &Theme) -> 
             command,
             workspace,
             number(took(build, theme.now_ms())),
-            number(show_count(build.downloaded)),
             number(show_size(build.downloaded_bytes)),
             failed,
         ])
@@ -294,11 +292,10 @@ fn builds_table<'a>(builds: &'a [pb::Invocation], area: Rect, theme: &Theme) -> 
             "Command",
             "Workspace",
             "    Took",
-            "Outputs",
             "Downloaded",
             " Failed",
         ];
-        (head, vec![11, 22, 0, 8, 7, 10, 7])
+        (head, vec![11, 18, 0, 8, 10, 7])
     };
     Rows {
         head,
@@ -619,12 +616,6 @@ fn disk(usage: &pb::DiskUsageResponse, width: usize) -> Vec<Line<'static>> {
         lines.push(Line::from(format!("{counts}{}", fitted(name, room))));
     }
     lines
-}
-
-/// A bar that is filled to this part.
-fn bar(part: f64, columns: usize) -> String {
-    let filled = (part.clamp(0.0, 1.0) * columns as f64).round() as usize;
-    format!("[{}{}]", "#".repeat(filled), "-".repeat(columns - filled))
 }
 
 /// The build tool's command with its exit code, if that says that something is wrong.

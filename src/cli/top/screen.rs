@@ -148,13 +148,12 @@ impl Seen {
     /// How far it is. What is wanted may still become more while it runs.
     pub(super) const fn progress(&self) -> Progress {
         let build = &self.build;
-        let done = build.downloaded + build.present + build.failed;
-        Progress {
-            files: done,
-            all_files: Some(done + self.waiting.required + self.waiting.optional),
-            bytes: build.downloaded_bytes,
-            all_bytes: Some(build.downloaded_bytes.saturating_add(self.waiting.bytes)),
-        }
+        Progress::of_outputs(
+            build.downloaded + build.present + build.failed,
+            self.waiting.required + self.waiting.optional,
+            build.downloaded_bytes,
+            self.waiting.bytes,
+        )
     }
 }
 

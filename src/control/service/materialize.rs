@@ -13,7 +13,7 @@ use super::{Service, find::Found, show};
 use crate::{
     exec_path::ExecPath,
     invocation::rows,
-    materialize::{Completion, Outcome, Root, Served, Session, Want},
+    materialize::{Completion, Counted, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
     record::{InvocationState, OutputState, RootId, Which},
@@ -102,12 +102,21 @@ impl Service {
     /// Brings outputs to disk; a directory stands for everything recorded below it. The answers are in the order of the
     /// paths.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
+        self.materialize_counted(paths, &Arc::default()).await
+    }
+
+    /// The same, counting how far it is.
+    pub(in crate::control) async fn materialize_counted(
+        &self,
+        paths: Vec<String>,
+        counted: &Arc<Counted>,
+    ) -> Vec<pb::materialize_response::Result> {
         self.catch_up().await;
         let _call = self.calls.token();
         let (asked, by_root) = self.look_up(paths).await;
         let mut got = HashMap::new();
         for found in by_root.into_values() {
-            for (found, end) in self.fetch(found).await {
+            for (found, end) in self.fetch(found, counted).await {
                 let (outcome, error) = answer(&end);
                 let result = pb::materialize_response::Result {
                     path: found.exec_root.join(found.path.as_path()).display().to_string(),
@@ -177,7 +186,11 @@ impl Service {
     }
 
     /// Fetches outputs of one root.
-    async fn fetch(&self, mut found: Vec<Found>) -> Vec<(Found, Result<Outcome, Arc<MaterializeError>>)> {
+    async fn fetch(
+        &self,
+        mut found: Vec<Found>,
+        counted: &Arc<Counted>,
+    ) -> Vec<(Found, Result<Outcome, Arc<MaterializeError>>)> {
         let Some(first) = found.first() else {
             return Vec::new();
         };
@@ -206,7 +219,8 @@ impl Service {
             served,
             completions,
         };
-        let mut request = self.materializer.request(session, wants.collect()).await;
+        let request = self.materializer.request(session, wants.collect()).await;
+        let mut request = request.counted_by(counted.clone());
         let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
         while let Some(list) = request.next().await {
             ends.extend(list.into_iter().map(|c| (c.path.clone(), c)));

@@ -4,6 +4,7 @@ use super::find::Found;
 use crate::{
     digest::{Digest, DigestFunction},
     invocation::feed::{OutputEnded, Waiting},
+    materialize::Counts,
     output::OutputContent,
     proto::outhaul::v1 as pb,
     record::{OutputState, TargetRow, TargetState, with_fields_of},
@@ -64,6 +65,11 @@ pub(in crate::control) fn waiting(waiting: Waiting) -> pb::Waiting {
         bytes: waiting.bytes,
         outputs: outputs.collect(),
     }
+}
+
+/// How far a call is.
+pub(in crate::control) fn progress(counts: Counts) -> pb::GetProgressResponse {
+    with_fields_of!(counts, pb::GetProgressResponse {} outputs all_outputs bytes all_bytes)
 }
 
 /// Whether a cache is asked at present.

@@ -218,7 +218,7 @@ fn wide_characters_and_long_names_keep_their_columns() {
     let mut top = connected();
     let told = Told::Answer(Subject::Builds, Answer::Builds(vec![build]));
     top.take(told, Duration::ZERO);
-    assert_snapshot!("builds_wide_characters", shown(&mut top, 72, 5));
+    assert_snapshot!("builds_wide_characters", shown(&mut top, 80, 5));
 }
 
 #[test]
@@ -412,7 +412,7 @@ fn caches_disk_a_search_and_its_answer() {
     );
     assert_snapshot!("why", shown(&mut top, 80, 10));
     press(&mut top, [KeyCode::Char('?')]);
-    assert_snapshot!("help", shown(&mut top, 100, 16));
+    assert_snapshot!("help", shown(&mut top, 80, 17));
 }
 
 #[test]
