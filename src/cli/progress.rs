@@ -20,6 +20,8 @@ use crate::{
 const WINDOW: Duration = Duration::from_secs(10);
 /// How often the line on a terminal changes. What takes less time has none.
 const DRAWN: Duration = Duration::from_millis(200);
+/// How often it is counted for that.
+const COUNTED: Duration = Duration::from_secs(1);
 /// How often a line is written where there is no terminal.
 const SAID: Duration = Duration::from_secs(30);
 /// Columns of a bar.
@@ -112,6 +114,11 @@ impl Progress {
         (rate > 0 && rest > 0).then(|| Duration::from_secs(rest.div_ceil(rate)))
     }
 
+    /// Whether anything is known yet: before that, there is nothing to say.
+    const fn is_any(&self) -> bool {
+        self.files > 0 || self.bytes > 0 || !matches!(self.all_files, Some(0))
+    }
+
     /// In words: `12 of 40 files, 3.4 MiB of 10.0 MiB, 2.0 MiB/s, 3.0s left`.
     pub(super) fn words(&self, what: &str, rate: Option<u64>) -> String {
         let of = |done: String, all: Option<String>| match all {
@@ -184,15 +191,15 @@ impl Meter {
         }
     }
 
-    /// How often it is to be shown something.
+    /// How often it is to be shown something: for a log often enough that there is a rate.
     const fn pause(&self) -> Duration {
-        if self.bar.is_some() { DRAWN } else { SAID }
+        if self.bar.is_some() { DRAWN } else { COUNTED }
     }
 
     /// The line for this moment; for a log, if it is time for one.
     fn line(&mut self, at: Duration, progress: Progress) -> Option<String> {
         self.pace.count(at, progress.bytes);
-        if self.bar.is_none() && at < self.said + SAID {
+        if self.bar.is_none() && at < self.said + SAID || !progress.is_any() {
             return None;
         }
         self.said = at;

@@ -100,6 +100,8 @@ async fn seen(
                 Action::Nothing
             }
             signal = signals.next() => match signal {
+                // Nobody would continue it.
+                Signal::TSTP if !terminal::may_stop() => Action::Nothing,
                 Signal::TSTP => {
                     terminal::give_back();
                     stop();

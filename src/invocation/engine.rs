@@ -233,6 +233,12 @@ impl Engine {
         Some(task)
     }
 
+    /// The same, for those who may be ahead of the stream's first event; but of a build that is done nothing more comes.
+    fn task_to_be(&self, stream: &StreamKey) -> Option<mpsc::Sender<Message>> {
+        let live = self.task(stream, false);
+        live.or_else(|| (!self.is_done(stream)).then(|| self.task(stream, true))?)
+    }
+
     fn send(&self, stream: &StreamKey, create: bool, message: Message) -> BoxFuture<'_, ()> {
         let stream = stream.clone();
         async move {
@@ -313,12 +319,7 @@ impl Builds for Engine {
     }
 
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
-        // Anyone who asks may be ahead of the stream's first event; but of a build that is done nothing more comes.
-        let live = self.task(stream, false);
-        let task = match live {
-            None if !self.is_done(stream) => self.task(stream, true),
-            live => live,
-        };
+        let task = self.task_to_be(stream);
         async move { ask(&task?, Message::Progress).await }.boxed()
     }
 
@@ -338,7 +339,7 @@ impl Builds for Engine {
     }
 
     fn holds(&self, stream: &StreamKey, at_most: Duration, limit: &str) {
-        if let Some(task) = self.task(stream, false) {
+        if let Some(task) = self.task_to_be(stream) {
             let at_most = i64::try_from(at_most.as_millis()).unwrap_or(i64::MAX);
             let hold = Hold {
                 until_ms: now_ms().saturating_add(at_most),

@@ -73,7 +73,10 @@ pub fn stall(world: &World) {
 async fn a_look_at_a_build_says_what_it_waits_for_and_which_caches_are_asked() {
     let world = World::new().await;
     stall(&world);
-    let server = world.serve(PERSISTENT).await;
+    // The last one of a flag counts.
+    let server = world
+        .serve(&[PERSISTENT, &["--hold=invocation", "--hold-timeout=10m"]].concat())
+        .await;
     let mut client = client(&world).await;
     let id = world.build.invocation_id();
     let play = world.play(&world.build, server.address());
@@ -85,7 +88,7 @@ async fn a_look_at_a_build_says_what_it_waits_for_and_which_caches_are_asked() {
             };
             let seen = looking.get_invocation(request).await.ok();
             let waiting = seen.and_then(|seen| seen.into_inner().waiting);
-            if let Some(waiting) = waiting.filter(|waiting| waiting.required > 0) {
+            if let Some(waiting) = waiting.filter(|waiting| waiting.hold_until_ms > 0) {
                 return waiting;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -94,6 +97,8 @@ async fn a_look_at_a_build_says_what_it_waits_for_and_which_caches_are_asked() {
     let mut asking = client.clone();
     let looked = async {
         let waiting = in_time(look).await;
+        assert_eq!(waiting.hold_limit, "--hold-timeout=600s");
+        assert!(waiting.required > 0, "{waiting:?}");
         let named: u64 = waiting.outputs.iter().map(|output| output.bytes).sum();
         assert!(waiting.bytes >= named && named > 0, "{waiting:?}");
         assert!(waiting.outputs.len() <= 8 && !waiting.outputs[0].exec_path.is_empty());

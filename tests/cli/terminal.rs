@@ -191,10 +191,15 @@ async fn a_terminal_shows_how_far_a_fetch_is_and_nothing_of_that_at_the_end() {
     terminal.shows("[-----").await;
     terminal.shows(" outputs, ").await;
     unblock(&world);
-    terminal.shows(" downloaded (").await;
-    terminal.shows("code=").await;
-    let rest = terminal.shown.lock().unwrap().clone();
-    assert!(!rest.contains("outputs, "), "{rest:?}");
+    until("the fetch has ended", async || {
+        terminal.shown.lock().unwrap().contains("code=0")
+    })
+    .await;
+    // The line is cleared before anything else is said.
+    let shown = terminal.shown.lock().unwrap().clone();
+    let (before, _) = shown.split_once(" downloaded (").expect(&shown);
+    let since = before.rfind("outputs, ").unwrap_or_default();
+    assert!(before[since..].contains("\r\u{1b}[2K"), "{shown:?}");
     terminal.end().await;
 }
 

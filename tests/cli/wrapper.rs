@@ -288,7 +288,7 @@ impl Pinned {
 }
 
 /// Stands for Outhaul.
-const OUTHAUL: &str = "#!/bin/sh\nprintf 'outhaul: '\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 38\n";
+const OUTHAUL: &str = "#!/bin/sh\n[ \"$1\" = profiles ] && exit\nprintf 'outhaul: '\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 38\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_build_run_under_the_pinned_program() {
@@ -324,6 +324,9 @@ async fn bazel_runs_alone_and_that_is_said_without_exactly_the_pinned_program() 
         std::fs::write(&pinned.pins, pins).unwrap();
         pinned.is_passed_over("has none for linux-").await;
     }
+    // The right one, whose user has a setting that it does not know.
+    let unfit = "#!/bin/sh\necho config.toml: new: unknown setting >&2\nexit 2\n";
+    Pinned::new(unfit).is_passed_over("new: unknown setting").await;
     // The right one, which does not start.
     let pinned = Pinned::new("\x7fELF\0\0");
     let args = ["build", "//a"];

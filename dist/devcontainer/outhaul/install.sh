@@ -23,15 +23,15 @@ case $ARCHIVE in
       curl --fail --silent --show-error --location --retry 3 --output "$work/archive" "$ARCHIVE"
     else
       wget -q -O "$work/archive" "$ARCHIVE"
-    fi || fail "failed to download $ARCHIVE"
+    fi || fail "failed to download ${ARCHIVE%%\?*}"
     ;;
   *) cp "$ARCHIVE" "$work/archive" ;;
 esac
 sum=$(sha256sum "$work/archive" | cut -d ' ' -f 1)
-[ "$sum" = "$SHA256" ] || fail "$ARCHIVE has the checksum $sum, not $SHA256; nothing was installed"
+[ "$sum" = "$SHA256" ] || fail "${ARCHIVE%%\?*} has the checksum $sum, not $SHA256; nothing was installed"
 tar -xzf "$work/archive" -C "$work"
 # One for another kind of machine does not start.
-version=$("$work"/outhaul-*/outhaul --version) || fail "the program in $ARCHIVE does not run on this machine; nothing was installed"
+version=$("$work"/outhaul-*/outhaul --version) || fail "the program in ${ARCHIVE%%\?*} does not run on this machine; nothing was installed"
 mkdir -p "$bin"
 # One that runs cannot be written to, but another can take its name.
 mv -f "$work"/outhaul-*/outhaul "$bin/outhaul"

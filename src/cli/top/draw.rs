@@ -190,7 +190,12 @@ fn screen(frame: &mut Frame<'_>, area: Rect, screen: &mut Screen, theme: &Theme)
         ),
         Content::Builds(builds) => return table(frame, area, builds_table(builds, area, theme), screen.at),
         Content::Outputs(found) if found.outputs.is_empty() => wrapped(
-            "No recorded output has all of these words in its path or label, or a digest that begins with them.",
+            if found.more {
+                "None of the outputs that were looked at has all of these words, and there are more. Open a build and search \
+                 there, or use `outhaul ls`."
+            } else {
+                "No recorded output has all of these words in its path or label, or a digest that begins with them."
+            },
             width,
             Style::new(),
         ),

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Stdout, stdout},
+    mem::ManuallyDrop,
     panic,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -16,14 +17,15 @@ use ratatui::{
         },
     },
 };
-use rustix::process::{Signal, getppid, getsid, kill_current_process_group};
+use rustix::process::{Signal, getpgid, getpgrp, getppid, getsid, kill_current_process_group};
 
 /// Whether it is ours now. There is one terminal in a process, and a panic must find it.
 static OURS: AtomicBool = AtomicBool::new(false);
 
 /// Has the terminal until it is dropped.
 pub(super) struct Screens {
-    pub(super) terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Never dropped: it would write to a terminal that may be gone, and panic.
+    pub(super) terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
 }
 
 impl Screens {
@@ -40,7 +42,9 @@ impl Screens {
         take()?;
         let terminal = Terminal::new(CrosstermBackend::new(stdout()));
         terminal
-            .map(|terminal| Self { terminal })
+            .map(|terminal| Self {
+                terminal: ManuallyDrop::new(terminal),
+            })
             .inspect_err(|_| give_back())
     }
 
@@ -61,7 +65,7 @@ impl Screens {
     pub(super) fn redraw(&mut self) -> io::Result<()> {
         execute!(stdout(), Clear(ClearType::All))?;
         // Its own way to clear the screen asks the terminal where the cursor is, and the answer comes as if it was typed.
-        self.terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
+        self.terminal = ManuallyDrop::new(Terminal::new(CrosstermBackend::new(stdout()))?);
         Ok(())
     }
 }
@@ -92,8 +96,15 @@ pub(super) fn give_back() {
 /// What Ctrl-Z does in a terminal that is nobody's: a signal for all of the job. Without a shell that could continue it, such as
 /// under `ssh -t HOST outhaul top`, nothing.
 pub(super) fn stop_job() {
-    let shell = getppid().and_then(|parent| getsid(Some(parent)).ok());
-    if shell.is_some() && shell == getsid(None).ok() {
+    if may_stop() {
         let _ = kill_current_process_group(Signal::TSTP);
     }
+}
+
+/// Whether this process is in a job of a shell's, which is in another process group of the session.
+pub(super) fn may_stop() -> bool {
+    let shell = getppid();
+    let session = shell.and_then(|parent| getsid(Some(parent)).ok());
+    let is_of_shell = session.is_some() && session == getsid(None).ok();
+    is_of_shell && shell.and_then(|parent| getpgid(Some(parent)).ok()) != Some(getpgrp())
 }

@@ -43,6 +43,8 @@ pub(super) struct Ledger {
     /// Required outputs on their way, and optional ones.
     pub(super) required: u64,
     pub(super) optional: u64,
+    /// Bytes of all of these.
+    pending_bytes: u64,
     /// In the order in which they were named; what follows the build shares them.
     pub(super) targets: IndexMap<Arc<TargetId>, Arc<TargetRow>>,
     pub(super) tally: Tally,
@@ -94,10 +96,9 @@ impl Ledger {
     /// What is waited for, and at most so many of the outputs that are on their way.
     pub(super) fn waiting(&self, most: usize, hold: Option<Hold>) -> Waiting {
         let mut first = BinaryHeap::with_capacity(most + 1);
-        let mut bytes = 0_u64;
-        let is_any = !self.is_quiet();
+        // All that was wanted is looked at, which may be very much.
+        let is_any = most > 0 && !self.is_quiet();
         for (path, wanted) in self.wanted.iter().filter(|(_, w)| is_any && !w.done) {
-            bytes = bytes.saturating_add(wanted.content.size());
             // Those that come last are on top, and go.
             first.push(Reverse((wanted.class, wanted.content.size(), Reverse(path))));
             if first.len() > most {
@@ -117,7 +118,7 @@ impl Ledger {
             hold,
             required: self.required,
             optional: self.optional,
-            bytes,
+            bytes: self.pending_bytes,
             outputs: outputs.collect(),
         }
     }
@@ -138,7 +139,8 @@ impl Ledger {
     }
 
     /// An output is on its way.
-    fn begin(&mut self, class: Class, sequence: i64) {
+    fn begin(&mut self, class: Class, sequence: i64, bytes: u64) {
+        self.pending_bytes = self.pending_bytes.saturating_add(bytes);
         match class {
             Class::Required => {
                 self.required += 1;
@@ -149,7 +151,8 @@ impl Ledger {
     }
 
     /// It is not any more.
-    fn end(&mut self, class: Class, sequence: i64) {
+    fn end(&mut self, class: Class, sequence: i64, bytes: u64) {
+        self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
         match class {
             Class::Required => {
                 self.required -= 1;
@@ -344,9 +347,9 @@ impl Ledger {
             }
             // Its earlier want will be answered as well, and must not count twice.
             if let Some(old) = old.filter(|old| !old.done) {
-                self.end(old.class, old.sequence);
+                self.end(old.class, old.sequence, old.content.size());
             }
-            self.begin(n.class, n.sequence);
+            self.begin(n.class, n.sequence, n.content.size());
         }
         if !refused.is_empty() {
             named.retain(|n| !refused.contains(&n.path));
@@ -364,7 +367,7 @@ impl Ledger {
         let (class, sequence, set) = (wanted.class, wanted.sequence, wanted.set);
         let (on_disk, target) = (wanted.on_disk, wanted.target.clone());
         let (group, rule) = (wanted.group.clone(), wanted.rule);
-        self.end(class, sequence);
+        self.end(class, sequence, completion.content.size());
         let sharers = self.stream.sharers(&completion.path);
         let is_missed = !on_disk && completion.outcome != Outcome::Superseded;
         if is_missed && class == Class::Required {
@@ -415,7 +418,7 @@ impl Ledger {
         let (class, sequence) = (wanted.class, wanted.sequence);
         let (target, rule) = (wanted.target.clone(), wanted.rule);
         let want = Want::new(path, wanted.content.clone(), class, None);
-        self.begin(class, sequence);
+        self.begin(class, sequence, want.content.size());
         self.tally.take_back(outcome);
         self.count_transfers(outcome, &target, rule, u64::saturating_sub);
         Some(want)
