@@ -30,10 +30,9 @@ use tokio::sync::mpsc;
 use self::{
     again::{Placed, Recheck},
     ledger::Ledger,
-    parts::{Followers, PathHasher, Unwritten},
+    parts::{Followers, PathHasher, Sought, Unwritten},
     phase::{End, Phase, Step},
     site::Site,
-    sought::Sought,
 };
 use super::{
     build::{Build, Named},

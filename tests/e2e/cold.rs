@@ -11,7 +11,7 @@ for_each_bazel!(real:
     groups_aspects_and_large_outputs_are_there,
     run_needs_no_configuration,
 );
-for_each_bazel!(casd: top_level_outputs_are_there_when_the_build_returns);
+for_each_bazel!(casd with 4 rarely: top_level_outputs_are_there_when_the_build_returns);
 
 /// What Bazel's own toplevel mode brings when everything is a cache hit. Fills the cache.
 fn reference(bazel: &Bazel, args: &[&str]) -> Tree {

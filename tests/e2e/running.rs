@@ -34,7 +34,7 @@ for_each_bazel!(embedded:
     an_upload_that_only_outhaul_wants_fails_no_build,
 );
 
-for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
+for_each_bazel!(casd with 4 rarely: nothing_is_missing_with_any_kind_of_cache);
 for_each_bazel!(nginx:
     an_http_cache_that_is_down_costs_the_build_nothing,
     what_an_http_cache_has_lost_is_built_again,

@@ -40,6 +40,15 @@ pub(super) struct Wanted {
 const ROWS_PUT_OFF: Duration = Duration::from_secs(1);
 const ROWS_AT_ONCE: usize = 1 << 16;
 
+/// An output that is only looked for.
+pub(super) struct Sought {
+    pub(super) class: Class,
+    /// Those that name it.
+    pub(super) targets: Vec<Arc<TargetId>>,
+    /// What it should be, if the stream says so.
+    pub(super) content: Option<OutputContent>,
+}
+
 /// Completions whose rows are not written yet.
 #[derive(Default)]
 pub(super) struct Unwritten {

@@ -11,7 +11,7 @@ use std::{path::Path, sync::Arc};
 use rustix::fs::FileType;
 use tokio::task::spawn_blocking;
 
-use super::Actor;
+use super::{Actor, parts::Sought};
 use crate::{
     bep::event::{CommandLine, TargetId},
     exec_path::ExecPath,
@@ -20,15 +20,6 @@ use crate::{
     roots::Destination,
     transport::is_http,
 };
-
-/// An output that is only looked for.
-pub(super) struct Sought {
-    class: Class,
-    /// Those that name it.
-    targets: Vec<Arc<TargetId>>,
-    /// What it should be, if the stream says so.
-    content: Option<OutputContent>,
-}
 
 /// Whether something is in a tree that others may write into, and looks like this. Where a link leads is not looked at.
 fn is_seen(root: &Path, path: &str, content: Option<&OutputContent>) -> bool {
