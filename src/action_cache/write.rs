@@ -50,6 +50,16 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// Writes the files of this format, but for the journals, where Bazel has them in an output base.
+    #[cfg(test)]
+    pub(crate) fn save(&self, output_base: &std::path::Path, format: i64) {
+        let directory = output_base.join("action_cache");
+        std::fs::create_dir_all(&directory).unwrap();
+        for (stem, bytes) in [("action_cache", &self.actions), ("filename_index", &self.index)] {
+            std::fs::write(directory.join(format!("{stem}_v{format}.blaze")), bytes).unwrap();
+        }
+    }
+
     /// Files without records, of a format.
     pub(crate) fn new(format: i64) -> Self {
         Self {

@@ -18,12 +18,13 @@ use crate::{
     control::{ControlServer, Service},
     daemon::Services,
     invocation::policy::Policy,
+    materialize::Counts,
     printable::with_causes,
     proto::outhaul::v1::{
         self as pb, control_client::ControlClient, control_server::ControlServer as ControlService,
         watch_invocation_response::Event,
     },
-    record::{Record, RecordError, Which},
+    record::{Record, RecordError, Which, with_fields_of},
     roots::Destination,
     transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
 };
@@ -452,12 +453,7 @@ impl Client {
         };
         async move || {
             let told = control.get_progress(request.clone()).await.ok()?.into_inner();
-            Some(Progress {
-                files: told.outputs,
-                all_files: Some(told.all_outputs),
-                bytes: told.bytes,
-                all_bytes: Some(told.all_bytes),
-            })
+            Some(with_fields_of!(told, Counts {} outputs all_outputs bytes all_bytes).into())
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
 const WINDOW: Duration = Duration::from_secs(10);
 /// How often the line on a terminal changes. What takes less time has none.
 const DRAWN: Duration = Duration::from_millis(200);
-/// How often it is counted for that.
+/// How often bytes are counted where there is no terminal.
 const COUNTED: Duration = Duration::from_secs(1);
 /// How often a line is written where there is no terminal.
 const SAID: Duration = Duration::from_secs(30);

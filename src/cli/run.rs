@@ -5,6 +5,7 @@
 //! there ([`host`]), and is told to download nothing only where all of it is sure to come by us ([`mode`]). Any other
 //! program runs as it is, with a `PATH` on which Bazels below it are found by us first ([`shims`]).
 
+mod again;
 pub(super) mod child;
 mod forward;
 mod host;

@@ -5,12 +5,13 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    fs::{Mode, OFlags, open},
     io::Errno,
 };
 
@@ -18,6 +19,7 @@ use crate::{
     action_cache::{self, Facts, Reading},
     digest::DigestFunction,
     exec_path::BUILD_TREE,
+    stage::open_below,
 };
 
 /// A directory of an output base that is gone, and that Bazel knows outputs in. `function` is the digest function of its builds.
@@ -89,13 +91,8 @@ fn known(output_base: &Path, function: DigestFunction) -> Option<Facts> {
 /// Makes a directory, and those above it, without following a link.
 fn make(root: &Path, directory: &str) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut at = openat(CWD, root, flags, Mode::empty())?;
-    for name in directory.split('/') {
-        match mkdirat(&at, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-        }
-        at = openat(&at, name, flags, Mode::empty())?;
-    }
-    Ok(())
+    let root = open(root, flags, Mode::empty())?;
+    let mut names = directory.split('/');
+    let made = names.try_fold(root, |at, name| open_below(&at, OsStr::new(name), true));
+    made.map(drop)
 }

@@ -173,8 +173,8 @@ impl Destination {
     }
 }
 
-/// Opens a directory in another one; with `make`, makes it if it is missing.
-fn open_below(fd: &OwnedFd, name: &OsStr, make: bool) -> Result<OwnedFd, Errno> {
+/// Opens a directory in another one without following a link; with `make`, makes it if it is missing.
+pub(crate) fn open_below(fd: &OwnedFd, name: &OsStr, make: bool) -> Result<OwnedFd, Errno> {
     let open = || fs::openat(fd, name, DIRECTORY, Mode::empty());
     match open() {
         Err(Errno::NOENT) if make => {}

@@ -45,7 +45,7 @@ mod work;
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub(crate) use self::{
     carried::{Carried, What},
-    destination::Reach,
+    destination::{Reach, open_below},
     ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},
     gather::Archives,

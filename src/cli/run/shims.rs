@@ -31,7 +31,8 @@ use super::super::{
     scratch::{Scratch, temporary},
 };
 use super::{
-    host::{Answer, Attempt, Host},
+    again::Attempt,
+    host::{Answer, Host},
     line::Line,
     probe::{CommandInfo, Probe, VARIABLE},
     program,

@@ -11,8 +11,9 @@ use rustix::process::Signal;
 use super::{
     super::exit::Failure,
     STRICT, Started,
+    again::{Attempt, Repeats},
     child::{self, Signals},
-    host::{Attempt, Host, Repeats},
+    host::Host,
     line::Line,
     probe::{Probe, VARIABLE},
     program,

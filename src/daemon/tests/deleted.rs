@@ -2,34 +2,24 @@
 
 use std::{fs, path::Path};
 
-use super::absent;
+use super::{absent, runfiles::metadata};
 use crate::{
-    action_cache::write::{Action, Metadata, Written},
+    action_cache::write::{Action, Written},
     digest::DigestFunction,
 };
 
 /// Bazel's action cache has these outputs.
 fn caches(output_base: &Path, paths: &[&str]) {
-    let directory = output_base.join("action_cache");
-    fs::create_dir_all(&directory).unwrap();
     let mut cache = Written::new(16);
     for path in paths {
-        let digest = absent(path);
-        let metadata = Metadata {
-            hash: digest.hash().to_vec(),
-            size: i64::try_from(digest.size()).unwrap(),
-            expires_ms: -1,
-            link_to: None,
-        };
         let action = Action {
             primary: (*path).to_owned(),
-            files: vec![((*path).to_owned(), metadata)],
+            files: vec![((*path).to_owned(), metadata(&absent(path)))],
             ..Action::default()
         };
         cache.put(&action, false);
     }
-    fs::write(directory.join("action_cache_v16.blaze"), &cache.actions).unwrap();
-    fs::write(directory.join("filename_index_v16.blaze"), &cache.index).unwrap();
+    cache.save(output_base, 16);
 }
 
 #[test]
@@ -74,10 +64,15 @@ fn nothing_is_made_through_a_link_or_in_the_place_of_a_file() {
     let bin = base.join("execroot/_main/bazel-out/k8/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir(&outside).unwrap();
-    fs::create_dir(&base).unwrap_or_default();
     caches(
         &base,
-        &["bazel-out/k8/bin/link/pkg/lib", "bazel-out/k8/bin/file/lib"],
+        &[
+            "bazel-out/k8/bin/link/pkg/lib",
+            "bazel-out/k8/bin/file/lib",
+            // A file now, which another action had as a directory.
+            "bazel-out/k8/bin/now",
+            "bazel-out/k8/bin/now/before/lib",
+        ],
     );
     std::os::unix::fs::symlink(&outside, bin.join("link")).unwrap();
     fs::write(bin.join("file"), "").unwrap();

@@ -17,7 +17,7 @@ use crate::{
 
 const BIN: &str = "bazel-out/k8/bin";
 
-fn metadata(digest: &Digest) -> Metadata {
+pub(super) fn metadata(digest: &Digest) -> Metadata {
     Metadata {
         hash: digest.hash().to_vec(),
         size: i64::try_from(digest.size()).unwrap(),
@@ -97,11 +97,7 @@ impl World {
     }
 
     fn write_action_cache(&self, format: i64) {
-        let directory = self.f.dir.path().join("action_cache");
-        fs::create_dir_all(&directory).unwrap();
-        let name = |stem: &str| directory.join(format!("{stem}_v{format}.blaze"));
-        fs::write(name("action_cache"), &self.cache.actions).unwrap();
-        fs::write(name("filename_index"), &self.cache.index).unwrap();
+        self.cache.save(self.f.dir.path(), format);
     }
 
     /// The build's events: a program that was asked for, and the end with this exit code.

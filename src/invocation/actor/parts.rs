@@ -1,6 +1,7 @@
 //! What an invocation's task keeps of outputs, and for those who follow it.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,7 +45,7 @@ const ROWS_AT_ONCE: usize = 1 << 16;
 pub(super) struct Sought {
     pub(super) class: Class,
     /// Those that name it.
-    pub(super) targets: Vec<Arc<TargetId>>,
+    pub(super) targets: HashSet<Arc<TargetId>>,
     /// What it should be, if the stream says so.
     pub(super) content: Option<OutputContent>,
 }

@@ -142,12 +142,11 @@ impl Actor {
             Ok(place) => Site::Open(place),
             Err(error) => {
                 let rules = self.shared.roots.rules();
-                let read_only = (matches!(error, RootError::NotAllowed(..))
-                    && rules.destination == Destination::ExecRoot)
-                    .then(|| own_exec_root(rules.translate(&path)));
-                let read_only = match read_only {
-                    Some(looking) => looking.await,
-                    None => None,
+                let read_only = match error {
+                    RootError::NotAllowed(..) if rules.destination == Destination::ExecRoot => {
+                        own_exec_root(rules.translate(&path)).await
+                    }
+                    _ => None,
                 };
                 // A build that has begun in it before comes from the journal, or its client comes back: `bazel clean` has
                 // no use for its outputs either.

@@ -6,7 +6,7 @@
 //! artifact. Nobody can bring them, and no matter who made them, they are what the build says they are if they are there.
 //! The same goes for a tree that only Bazel writes into, as far as type and size tell.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use rustix::fs::FileType;
 use tokio::task::spawn_blocking;
@@ -50,14 +50,12 @@ impl Actor {
             }
             let sought = self.sought.entry(path).or_insert_with(|| Sought {
                 class,
-                targets: Vec::new(),
+                targets: HashSet::new(),
                 content: None,
             });
             sought.class = sought.class.max(class);
             sought.content = content.or(sought.content.take());
-            if !sought.targets.contains(target) {
-                sought.targets.push(target.clone());
-            }
+            sought.targets.insert(target.clone());
         }
     }
 
