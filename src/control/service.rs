@@ -203,10 +203,10 @@ impl Service {
         self.engine.as_ref().map(Engine::changes)
     }
 
-    /// A row as it is now, if its task still runs.
+    /// A row as it is now, if there is more to it than what is on record.
     async fn present(&self, row: InvocationRow) -> pb::Invocation {
         let live = match &self.engine {
-            Some(engine) => engine.snapshot(&row.invocation_id).await,
+            Some(engine) => engine.unrecorded(&row.invocation_id).await,
             None => None,
         };
         let (row, pending) = live.unwrap_or_else(|| {

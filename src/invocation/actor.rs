@@ -21,7 +21,10 @@ mod stream_progress;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -39,7 +42,7 @@ use super::{
     feed::{Change, Hold, OutputEnded, Report},
     message::Message,
     rows::{self, Naming},
-    shared::Shared,
+    shared::{Shared, Task},
     timeline::{Arrival, Timeline},
     watching::{Begun, PAGE, Page, Recorded},
 };
@@ -77,6 +80,8 @@ pub(super) struct Actor {
     sought: HashMap<ExecPath, Sought, PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
+    /// See [`Task`].
+    is_recorded: Arc<AtomicBool>,
 }
 
 fn new_build(shared: &Shared) -> Build {
@@ -111,7 +116,7 @@ impl Actor {
         shared: Arc<Shared>,
         key: &StreamKey,
         recorded: Option<InvocationRow>,
-    ) -> mpsc::Sender<Message> {
+    ) -> Task {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (completions, completed) = mpsc::unbounded_channel();
         let recorded = recorded.unwrap_or_default();
@@ -142,9 +147,14 @@ impl Actor {
             recheck: Recheck::default(),
             sought: HashMap::default(),
             unasked: Vec::new(),
+            is_recorded: Arc::default(),
+        };
+        let task = Task {
+            inbox: sender,
+            is_recorded: actor.is_recorded.clone(),
         };
         tokio::spawn(actor.run(inbox, completed));
-        sender
+        task
     }
 
     async fn run(
@@ -201,6 +211,9 @@ impl Actor {
             self.settle().await;
             self.answer();
             self.leave_root().await;
+            if matches!(self.phase, Phase::Unloaded(_)) && self.unwritten.is_empty() {
+                self.is_recorded.store(true, Ordering::Release);
+            }
         }
         self.write_rows(true).await;
         drop(inbox);

@@ -1,6 +1,7 @@
 //! The engine behind the event service: one task for each invocation, and what they share.
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -18,7 +19,7 @@ use super::{
     feed::{Hold, InvocationChange, Report, Waiting},
     message::{Message, ask},
     policy::Policy,
-    shared::Shared,
+    shared::{Shared, Task},
     timeline::Timeline,
     watching::Watch,
 };
@@ -115,11 +116,26 @@ impl Engine {
         self.ask(invocation_id, Message::Snapshot).await
     }
 
+    /// The same, unless the record has all of it: a list of many builds does not wait for the task of each.
+    pub(crate) async fn unrecorded(&self, invocation_id: &str) -> Option<(InvocationRow, u64)> {
+        let task = self.task_of(invocation_id)?;
+        if task.is_recorded() {
+            return None;
+        }
+        ask(&task.inbox, Message::Snapshot).await
+    }
+
     /// Waits until what came of the outputs of all builds so far is on record, but for builds that still have outputs on
     /// their way, and not long.
     pub(crate) async fn catch_up(&self) {
-        let streams = self.streams();
-        let asked = streams.iter().map(|(id, _)| self.snapshot(id));
+        let unrecorded: Vec<_> = {
+            let live = self.shared.live.lock();
+            let tasks = live.values().flat_map(HashMap::values);
+            tasks.filter(|task| !task.is_recorded()).cloned().collect()
+        };
+        let asked = unrecorded
+            .iter()
+            .map(|task| ask(&task.inbox, Message::Snapshot));
         let _ = tokio::time::timeout(CATCH_UP, join_all(asked)).await;
     }
 
@@ -142,8 +158,8 @@ impl Engine {
     /// Follows an invocation that has a task: its targets so far, then every change.
     pub async fn watch(&self, invocation_id: &str) -> Option<Watch> {
         let task = self.task_of(invocation_id)?;
-        let begun = ask(&task, Message::Watch).await?;
-        Some(Watch::new(task, begun))
+        let begun = ask(&task.inbox, Message::Watch).await?;
+        Some(Watch::new(task.inbox, begun))
     }
 
     /// Gives up what an invocation still wants. False if it has no task.
@@ -156,17 +172,15 @@ impl Engine {
         invocation_id: &str,
         question: impl FnOnce(oneshot::Sender<T>) -> Message,
     ) -> Option<T> {
-        ask(&self.task_of(invocation_id)?, question).await
+        ask(&self.task_of(invocation_id)?.inbox, question).await
     }
 
-    fn task_of(&self, invocation_id: &str) -> Option<mpsc::Sender<Message>> {
+    fn task_of(&self, invocation_id: &str) -> Option<Task> {
         let mut tasks: Vec<_> = {
             let live = self.shared.live.lock();
-            let of_it = live
-                .iter()
-                .filter(|(stream, _)| stream.invocation_id == invocation_id);
+            let of_it = live.get(invocation_id).into_iter().flatten();
             of_it
-                .filter(|(_, task)| !task.is_closed())
+                .filter(|(_, task)| !task.inbox.is_closed())
                 .map(|(stream, task)| (stream.clone(), task.clone()))
                 .collect()
         };
@@ -184,7 +198,8 @@ impl Engine {
     /// The invocation id and the build id of every stream that has a task.
     pub fn streams(&self) -> Vec<(String, String)> {
         let live = self.shared.live.lock();
-        live.keys()
+        live.values()
+            .flat_map(HashMap::keys)
             .map(|stream| (stream.invocation_id.clone(), stream.build_id.clone()))
             .collect()
     }
@@ -204,13 +219,13 @@ impl Engine {
     pub async fn conclude(&self, patience: Duration) {
         let tasks: Vec<_> = {
             let live = self.shared.live.lock();
-            live.values().cloned().collect()
+            live.values().flat_map(HashMap::values).cloned().collect()
         };
         let concluding = tasks.iter().map(async |task| {
-            if let Some((row, 0)) = ask(task, Message::Snapshot).await
+            if let Some((row, 0)) = ask(&task.inbox, Message::Snapshot).await
                 && row.finished
             {
-                ask(task, Message::Done).await;
+                ask(&task.inbox, Message::Done).await;
             }
         });
         // What takes longer is done again from the journal.
@@ -219,8 +234,10 @@ impl Engine {
 
     fn task(&self, stream: &StreamKey, create: bool) -> Option<mpsc::Sender<Message>> {
         let mut live = self.shared.live.lock();
-        if let Some(task) = live.get(stream).filter(|task| !task.is_closed()) {
-            return Some(task.clone());
+        let of_id = live.get(&stream.invocation_id);
+        let task = of_id.and_then(|of_id| of_id.get(stream));
+        if let Some(task) = task.filter(|task| !task.inbox.is_closed()) {
+            return Some(task.inbox.clone());
         }
         if !create {
             return None;
@@ -229,8 +246,11 @@ impl Engine {
         let recorded = self.shared.record.invocation(&stream.invocation_id);
         let recorded = recorded.filter(|row| is_of(row, stream));
         let task = Actor::start(self.shared.clone(), stream, recorded);
-        live.insert(stream.clone(), task.clone());
-        Some(task)
+        let inbox = task.inbox.clone();
+        live.entry(stream.invocation_id.clone())
+            .or_default()
+            .insert(stream.clone(), task);
+        Some(inbox)
     }
 
     /// The same, for those who may be ahead of the stream's first event; but of a build that is done nothing more comes.

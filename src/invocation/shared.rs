@@ -1,8 +1,11 @@
 //! What the tasks of all invocations share.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, OnceLock},
+    collections::{HashMap, HashSet, hash_map::Entry},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,20 @@ pub(super) struct Remembered {
 /// The files of trees that programs need.
 pub(super) type Trees = Arc<HashMap<ExecPath, Vec<ExecPath>>>;
 
+/// The task of one invocation.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) inbox: mpsc::Sender<Message>,
+    /// Whether the record has all of it, and nothing more comes: from then on there is no need to ask.
+    pub(super) is_recorded: Arc<AtomicBool>,
+}
+
+impl Task {
+    pub(super) fn is_recorded(&self) -> bool {
+        self.is_recorded.load(Ordering::Acquire)
+    }
+}
+
 /// What all invocations share.
 pub(super) struct Shared {
     pub(super) policy: RwLock<Policy>,
@@ -45,8 +62,8 @@ pub(super) struct Shared {
     pub(super) roots: Arc<Roots>,
     pub(super) sources: Arc<Sources>,
     pub(super) metrics: Metrics,
-    /// By both ids: an invocation id may be used again, for another build.
-    pub(super) live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
+    /// By invocation id, which may be used again for another build.
+    pub(super) live: Mutex<HashMap<String, HashMap<StreamKey, Task>>>,
     pub(super) reports: broadcast::Sender<Report>,
     /// The receivers of every change.
     pub(super) subscribers: Mutex<Vec<mpsc::UnboundedSender<InvocationChange>>>,
@@ -96,8 +113,13 @@ impl Shared {
 
     pub(super) fn forget(&self, stream: &StreamKey) {
         let mut live = self.live.lock();
-        if live.get(stream).is_some_and(mpsc::Sender::is_closed) {
-            live.remove(stream);
+        if let Entry::Occupied(mut of_id) = live.entry(stream.invocation_id.clone()) {
+            of_id
+                .get_mut()
+                .retain(|key, task| key != stream || !task.inbox.is_closed());
+            if of_id.get().is_empty() {
+                of_id.remove();
+            }
         }
     }
 

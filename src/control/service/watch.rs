@@ -1,6 +1,6 @@
 //! Following one build: which one is meant, and what happens to it until it is settled.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -48,40 +48,32 @@ impl News {
     }
 }
 
-/// A choice, and what had begun when it was made.
+/// A choice, and whether a build is the one that is meant.
 struct Chooser {
     choice: pb::InvocationChoice,
-    /// Ids can be used again, so that the time belongs to them.
-    begun: HashSet<(String, i64)>,
+    workspace: String,
 }
 
 impl Chooser {
-    fn new(choice: pb::InvocationChoice, rows: &[InvocationRow]) -> Self {
-        let begun = if choice.next {
-            rows.iter()
-                .map(|row| (row.invocation_id.clone(), row.started_ms))
-                .collect()
-        } else {
-            HashSet::new()
-        };
-        Self { choice, begun }
+    fn new(choice: pb::InvocationChoice) -> Self {
+        let workspace = plain(&choice.workspace).to_owned();
+        Self { choice, workspace }
     }
 
-    /// Of the invocations, newest first, the one that is meant.
-    fn choose<'a>(&self, rows: &'a [InvocationRow]) -> Option<&'a InvocationRow> {
-        let choice = &self.choice;
-        let plain = |path: &str| path.trim_end_matches('/').to_owned();
-        let workspace = plain(&choice.workspace);
-        // A workspace within another has its first build yet to come.
-        let of_workspace = |row: &&InvocationRow| workspace.is_empty() || plain(&row.workspace) == workspace;
-        let mut fitting = rows.iter().filter(|row| row.is_build()).filter(of_workspace);
-        if !choice.next {
-            return Which::default().newest(fitting);
+    /// Whether an invocation may be meant. A workspace within another has its first build yet to come.
+    fn fits(&self, row: &InvocationRow) -> bool {
+        row.is_build() && (self.workspace.is_empty() || plain(&row.workspace) == self.workspace)
+    }
+
+    /// Of the invocations that have begun, newest first, the one that is meant. Looks at no more of them than it must.
+    fn among(&self, rows: impl Iterator<Item = InvocationRow>) -> Option<InvocationRow> {
+        if !self.choice.next {
+            return Which::default().newest(rows.filter(|row| self.fits(row)));
         }
-        fitting.rfind(|row| {
-            (choice.since_ms > 0 && row.started_ms >= choice.since_ms)
-                || !self.begun.contains(&(row.invocation_id.clone(), row.started_ms))
-        })
+        let since_ms = self.choice.since_ms;
+        rows.take_while(|row| since_ms > 0 && row.started_ms >= since_ms)
+            .filter(|row| self.fits(row))
+            .last()
     }
 
     fn nothing(&self) -> Status {
@@ -97,6 +89,10 @@ impl Chooser {
     }
 }
 
+fn plain(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
 impl Service {
     /// Follows an invocation until it is settled. Where `may_come`, one that has not begun is waited for; else the
     /// record is all there is. The channel ends after [`Event::Settled`] or an error.
@@ -109,7 +105,7 @@ impl Service {
             .as_ref()
             .filter(|_| may_come)
             .map(|engine| engine.subscribe());
-        let chooser = Chooser::new(choice, &self.record.invocations(LOOKED_AT));
+        let chooser = Chooser::new(choice);
         tokio::spawn(async move {
             tokio::select! {
                 // The caller has gone.
@@ -143,25 +139,31 @@ impl Service {
         mut changes: Option<mpsc::UnboundedReceiver<InvocationChange>>,
     ) -> Result<String, Status> {
         let id = chooser.choice.invocation_id.clone();
-        'begun: loop {
-            if id.is_empty() {
-                if let Some(row) = chooser.choose(&self.record.invocations(LOOKED_AT)) {
-                    return Ok(row.invocation_id.clone());
-                }
-            } else if self.now(&id).await.is_some() {
-                return Ok(id);
+        if id.is_empty() {
+            if let Some(row) = chooser.among(self.record.scan_invocations().take(LOOKED_AT)) {
+                return Ok(row.invocation_id);
             }
-            let Some(changes) = &mut changes else {
-                return Err(chooser.nothing());
-            };
-            // The record has the row before anybody is told.
-            while let Some(told) = changes.recv().await {
-                if matches!(told.change, Change::Begun { .. }) {
-                    continue 'begun;
-                }
-            }
-            return Err(chooser.nothing());
+        } else if self.now(&id).await.is_some() {
+            return Ok(id);
         }
+        let Some(changes) = &mut changes else {
+            return Err(chooser.nothing());
+        };
+        while let Some(told) = changes.recv().await {
+            if !matches!(told.change, Change::Begun { .. }) {
+                continue;
+            }
+            // The record has the row before anybody is told.
+            let row = self.record.invocation(&told.invocation_id);
+            let is_meant = match id.as_str() {
+                "" => row.is_some_and(|row| chooser.fits(&row)),
+                id => told.invocation_id == id,
+            };
+            if is_meant {
+                return Ok(told.invocation_id);
+            }
+        }
+        Err(chooser.nothing())
     }
 
     /// An invocation as it is now.
@@ -260,7 +262,8 @@ mod tests {
     }
 
     fn chosen(chooser: &Chooser, rows: &[InvocationRow]) -> Option<String> {
-        chooser.choose(rows).map(|row| row.invocation_id.clone())
+        let row = chooser.among(rows.iter().cloned())?;
+        Some(row.invocation_id)
     }
 
     #[test]
@@ -272,7 +275,7 @@ mod tests {
             row("other", "/v", "build", 20),
             row("a", "/w", "build", 10),
         ];
-        let newest = |workspace| chosen(&Chooser::new(choice(workspace, false, 0), &rows), &rows);
+        let newest = |workspace| chosen(&Chooser::new(choice(workspace, false, 0)), &rows);
         assert_eq!(newest("/w").as_deref(), Some("b"));
         assert_eq!(newest("/w/").as_deref(), Some("b"));
         assert_eq!(newest("/v").as_deref(), Some("other"));
@@ -287,32 +290,35 @@ mod tests {
             ..row("imported", "/w", "build", 50)
         };
         let own = row("own", "/w", "build", 10);
-        let newest = |rows: &[InvocationRow]| chosen(&Chooser::new(choice("/w", false, 0), rows), rows);
+        let newest = |rows: &[InvocationRow]| chosen(&Chooser::new(choice("/w", false, 0)), rows);
         assert_eq!(newest(&[imported.clone(), own]).as_deref(), Some("own"));
         let others = row("others", "/v", "build", 10);
         assert_eq!(newest(&[imported, others]).as_deref(), Some("imported"));
     }
 
     #[test]
-    fn the_next_build_is_the_first_that_had_not_begun() {
-        let mut rows = vec![row("old", "/w", "build", 10)];
-        let chooser = Chooser::new(choice("/w", true, 0), &rows);
-        assert_eq!(chosen(&chooser, &rows), None);
-        rows.insert(0, row("query", "/w", "query", 20));
-        rows.insert(0, row("elsewhere", "/v", "build", 21));
-        assert_eq!(chosen(&chooser, &rows), None);
-        rows.insert(0, row("first", "/w", "build", 22));
-        rows.insert(0, row("second", "/w", "build", 23));
-        assert_eq!(chosen(&chooser, &rows).as_deref(), Some("first"));
-        // The same id for another build.
-        let again = [row("old", "/w", "build", 30)];
-        assert_eq!(chosen(&chooser, &again).as_deref(), Some("old"));
+    fn the_next_build_is_one_of_the_workspace_that_begins_later() {
+        let chooser = Chooser::new(choice("/w", true, 0));
+        assert_eq!(chosen(&chooser, &[row("old", "/w", "build", 10)]), None);
+        for (workspace, command, fits) in [
+            ("/w", "query", false),
+            ("/v", "build", false),
+            ("/w", "build", true),
+            ("/w/", "test", true),
+        ] {
+            assert_eq!(chooser.fits(&row("new", workspace, command, 20)), fits, "{workspace} {command}");
+        }
     }
 
     #[test]
     fn asking_again_means_what_began_since_it_asked_first() {
-        let rows = [row("b", "/w", "build", 30), row("a", "/w", "build", 10)];
-        let since = |ms| chosen(&Chooser::new(choice("/w", true, ms), &rows), &rows);
+        let rows = [
+            row("query", "/w", "query", 40),
+            row("b", "/w", "build", 30),
+            row("elsewhere", "/v", "build", 20),
+            row("a", "/w", "build", 10),
+        ];
+        let since = |ms| chosen(&Chooser::new(choice("/w", true, ms)), &rows);
         assert_eq!(since(20).as_deref(), Some("b"));
         assert_eq!(since(5).as_deref(), Some("a"));
         assert_eq!(since(31), None);
