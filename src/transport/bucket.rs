@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use anyhow::{anyhow, bail};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use super::RemoteError;
+use super::{RemoteError, http_url};
 
 /// What cannot stand in the value of a setting as it is.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'&').add(b'#').add(b'"');
@@ -156,7 +156,6 @@ impl BucketAddress {
     }
 
     fn set(&mut self, key: &str, value: &str) -> anyhow::Result<()> {
-        let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let only = |provider: Provider| {
             if self.provider == provider {
                 Ok(())
@@ -253,19 +252,28 @@ fn known(key: &str) -> String {
 }
 
 fn endpoint(value: &str) -> anyhow::Result<String> {
-    let wrong = || anyhow!("endpoint= must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]");
-    let uri: http::Uri = value.parse().map_err(|_| wrong())?;
-    let authority = uri.authority().ok_or_else(wrong)?;
-    if authority.as_str().contains('@') {
-        bail!("endpoint= must not contain a user name or password");
+    server_url(value).map_err(|reason| anyhow!("endpoint= {reason}"))
+}
+
+/// The URL of a store's server, without slashes at its end.
+///
+/// # Errors
+/// In words that go after what names the URL.
+pub(crate) fn server_url(text: &str) -> Result<String, &'static str> {
+    const FORM: &str = "must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]";
+    let (uri, user_info) = http_url(text).map_err(|_| FORM)?;
+    if user_info.is_some() {
+        return Err("must not contain a user name or password");
     }
-    if !matches!(uri.scheme_str(), Some("http" | "https"))
-        || uri.query().is_some()
-        || authority.host().is_empty()
-    {
-        return Err(wrong());
+    if uri.query().is_some() || text.contains('#') {
+        return Err(FORM);
     }
-    Ok(value.trim_end_matches('/').to_owned())
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// Whether it can be the name of a region, or of an account.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 fn split_scheme(text: &str) -> Option<(Provider, &str)> {

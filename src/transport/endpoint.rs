@@ -337,17 +337,18 @@ pub(crate) fn is_this_machine(host: &str) -> bool {
 fn host_and_port(text: &str, default: u16) -> Result<(String, u16), &'static str> {
     let (host, port) = split_port(text).ok_or("not of the form HOST:PORT or [IPV6]:PORT")?;
     let port = match port {
-        Some(port) => port
-            .parse()
-            .ok()
-            .filter(|&p| p != 0 && !port.starts_with('+'))
-            .ok_or("the port is not a number from 1 to 65535")?,
+        Some(port) => port_of(port).ok_or("the port is not a number from 1 to 65535")?,
         None => default,
     };
     if !is_host(host) {
         return Err("the host name is empty or contains an invalid character");
     }
     Ok((host.to_ascii_lowercase(), port))
+}
+
+fn port_of(text: &str) -> Option<u16> {
+    let port = text.parse().ok();
+    port.filter(|&port| port != 0 && !text.starts_with('+'))
 }
 
 /// Host and port of `HOST`, `HOST:PORT`, `[IPV6]` or `[IPV6]:PORT`.
@@ -427,8 +428,19 @@ pub(crate) fn http_url(text: &str) -> Result<(Uri, Option<String>), &'static str
     if place.host().is_empty() {
         return Err("has no host");
     }
+    // The library takes any text for a port, and has none then.
+    let port = place.as_str()[place.host().len()..]
+        .strip_prefix(':')
+        .unwrap_or_default();
+    if !port.is_empty() && port_of(port).is_none() {
+        return Err("has a port that is not a number from 1 to 65535");
+    }
     parts.authority = Some(place);
     let uri = Uri::from_parts(parts).map_err(|_| "is not a URL")?;
+    // It is stricter with hosts, and whoever asks for the URL may rely on that.
+    if url::Url::parse(&uri.to_string()).is_err() {
+        return Err("has no valid host");
+    }
     Ok((uri, user_info))
 }
 

@@ -41,6 +41,8 @@ pub(super) enum ProfileError {
     Unsupported(String, &'static str),
     #[error("the profile {0} has an access key without its secret, or a secret without its key")]
     Half(String),
+    #[error("the profile {0} has an access key or a session token that cannot be sent in a header")]
+    Unsendable(String),
     #[error("credential_process of the profile {0} failed: {1}")]
     Process(String, String),
 }
@@ -240,6 +242,9 @@ impl Profile {
                 secret_key: secret_key.to_owned(),
                 token: self.get("aws_session_token").map(str::to_owned),
             };
+            if !is_sendable(&credential) {
+                return Err(ProfileError::Unsendable(self.name.clone()));
+            }
             return Ok((credential, now + KEPT));
         }
         let failed = |reason: &str| ProfileError::Process(self.name.clone(), reason.to_owned());
@@ -300,8 +305,19 @@ impl Given {
             secret_key: self.secret_access_key,
             token: self.session_token,
         };
+        if !is_sendable(&credential) {
+            return Err("a key or a token that cannot be sent in a header");
+        }
         Ok((credential, Instant::now() + kept))
     }
+}
+
+/// Whether requests can be signed with it: the crate panics where they cannot.
+fn is_sendable(credential: &AwsCredential) -> bool {
+    let token = credential.token.as_deref().unwrap_or_default();
+    [&*credential.key_id, token]
+        .iter()
+        .all(|text| text.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
 /// What a program prints. Its errors may have secrets in them and are not shown.

@@ -7,8 +7,15 @@ use object_store::{
     azure::{AzureConfigKey as Key, MicrosoftAzureBuilder},
 };
 
-use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, wrong};
-use crate::transport::{BucketAddress, RemoteError, bucket::Anonymous, is_this_machine};
+use super::{
+    Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, sendable, server_at,
+    wrong,
+};
+use crate::transport::{
+    BucketAddress, RemoteError,
+    bucket::{Anonymous, is_name},
+    is_this_machine,
+};
 
 /// The account of Azure's emulator, and its key, which are the same everywhere (Azurite's documentation).
 const EMULATOR: (&str, &str) = (
@@ -16,6 +23,8 @@ const EMULATOR: (&str, &str) = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
 );
 
+/// What the endpoint in a connection string is called.
+const ENDPOINT: &str = "the endpoint in AZURE_STORAGE_CONNECTION_STRING";
 /// What Azure's key is called.
 const ACCOUNT_KEY: &str = "the account's key";
 
@@ -116,8 +125,16 @@ pub(super) fn open(
             ),
         ));
     }
-    let of_connection = || connection.endpoint(&account).filter(|_| !is_of_another);
-    let endpoint = address.endpoint.clone().or_else(of_connection);
+    if !is_name(&account) {
+        return Err(wrong(
+            address,
+            "the storage account's name has a character that none has",
+        ));
+    }
+    let endpoint = match (address.endpoint.clone(), connection.endpoint(&account)) {
+        (None, Some(url)) if !is_of_another => Some(server_at(address, ENDPOINT, &url)?),
+        (endpoint, _) => endpoint,
+    };
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
     let local = endpoint
         .as_ref()
@@ -144,6 +161,7 @@ pub(super) fn open(
     let sas = environment
         .first(&["AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"])
         .or_else(|| connection.get("sharedaccesssignature"));
+    check_application(address, environment)?;
     let (builder, shown) = identified(builder, sas, key, address, environment);
     // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
     if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !local {
@@ -160,6 +178,20 @@ pub(super) fn open(
         shown,
         profile: None,
     })
+}
+
+/// What of an application becomes a URL.
+fn check_application(address: &BucketAddress, environment: &Environment) -> Result<(), RemoteError> {
+    let name = "AZURE_AUTHORITY_HOST";
+    if let Some(url) = environment.get(name) {
+        server_at(address, name, &url)?;
+    }
+    let name = "AZURE_TENANT_ID";
+    let tenant = environment.get(name).unwrap_or_default();
+    if tenant.contains(['/', '?', '#', '%']) {
+        return Err(wrong(address, format_args!("{name} is not the id of a tenant")));
+    }
+    sendable(address, name, tenant).map(drop)
 }
 
 /// Gives the builder the credentials that there are, and says which.

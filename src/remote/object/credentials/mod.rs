@@ -12,11 +12,15 @@ use std::{fmt, fs, path::PathBuf, pin::Pin, str::FromStr, sync::Arc, time::Insta
 
 use object_store::{CredentialProvider, ObjectStore, RetryConfig, list::PaginatedListStore};
 use parking_lot::Mutex;
+use url::Url;
 
 use super::{fault::explain, profile::Provider, service::Connector};
 use crate::{
     remote::RemoteOptions,
-    transport::{BucketAddress, RemoteError, RemoteErrorKind, bucket::Provider as Of},
+    transport::{
+        BucketAddress, RemoteError, RemoteErrorKind,
+        bucket::{Provider as Of, server_url},
+    },
 };
 
 /// What missing credentials are called.
@@ -103,9 +107,10 @@ impl Environment {
         }
     }
 
-    /// A variable that is set and not empty.
+    /// A variable that is set and not empty, without blanks around it: secrets of CI often end in a line feed.
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        (self.get)(name).filter(|value| !value.is_empty())
+        let value = (self.get)(name)?;
+        Some(value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
     /// The first of them.
@@ -203,6 +208,28 @@ pub(super) fn open(
     }
 }
 
+/// A text that goes into a header or a URL: the crate takes any, and panics where it does not fit.
+fn sendable(address: &BucketAddress, name: &str, value: String) -> Result<String, RemoteError> {
+    if value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(value);
+    }
+    let reason = "contains a blank or another character that cannot be sent";
+    Err(wrong(address, format_args!("{name} {reason}")))
+}
+
+/// The URL of a server that is not from the address, where `name` says it.
+fn server_at(address: &BucketAddress, name: &str, url: &str) -> Result<String, RemoteError> {
+    server_url(url).map_err(|reason| wrong(address, format_args!("{name} {reason}")))
+}
+
+/// Refuses a server's name that none can have: the crate would panic.
+fn check_host(address: &BucketAddress, url: &str) -> Result<(), RemoteError> {
+    match Url::parse(url) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(wrong(address, format_args!("no server can be at {url}: {error}"))),
+    }
+}
+
 fn wrong(address: &BucketAddress, reason: impl fmt::Display) -> RemoteError {
     RemoteError::config(format!("credentials for {address}"), reason.to_string())
 }
@@ -217,6 +244,8 @@ fn built<T>(address: &BucketAddress, store: object_store::Result<T>) -> Result<T
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use object_store::ObjectStoreExt as _;
 
     use super::*;
     use crate::transport::Endpoint;
@@ -319,6 +348,107 @@ mod tests {
         );
         let azure = with("az://c?account=a", &[], &dir.path().join("azure"));
         assert_eq!(azure, Ok("the machine's identity"));
+    }
+
+    /// The crate takes what it is given, and panics when it is asked.
+    #[tokio::test]
+    async fn what_cannot_be_sent_is_an_error_and_no_panic() {
+        const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "s")];
+        let here = "s3://b?endpoint=http://127.0.0.1:1";
+        let azure = "az://c?endpoint=http://127.0.0.1:1/a";
+        let application = [("AZURE_CLIENT_ID", "i"), ("AZURE_CLIENT_SECRET", "s")];
+        let with_tenant = |tenant| [application[0], application[1], ("AZURE_TENANT_ID", tenant)].to_vec();
+        for (url, variables, part) in [
+            (here, vec![("AWS_REGION", "us-east-1\n")], None),
+            (here, vec![("AWS_SESSION_TOKEN", " tok\r\n")], None),
+            (
+                here,
+                vec![("AWS_SESSION_TOKEN", "t\u{f6}k")],
+                Some("AWS_SESSION_TOKEN"),
+            ),
+            (
+                here,
+                vec![("AWS_ACCESS_KEY_ID", "A\nK")],
+                Some("AWS_ACCESS_KEY_ID"),
+            ),
+            (here, vec![("AWS_SECRET_ACCESS_KEY", "\u{1}\u{f6} x")], None),
+            (here, vec![("AWS_REGION", "us east-1")], Some("AWS_REGION")),
+            (here, vec![("AWS_REGION", "eu:1")], Some("AWS_REGION")),
+            (
+                here,
+                vec![("AWS_DEFAULT_REGION", "a|b")],
+                Some("AWS_DEFAULT_REGION"),
+            ),
+            (
+                "s3://b",
+                vec![("AWS_ENDPOINT_URL", " http://127.0.0.1:1/\n")],
+                None,
+            ),
+            (
+                "s3://b",
+                vec![("AWS_ENDPOINT_URL", "127.0.0.1:1")],
+                Some("AWS_ENDPOINT_URL"),
+            ),
+            (
+                "s3://b",
+                vec![("AWS_ENDPOINT_URL_S3", "http://10.0.0.300:1")],
+                Some("AWS_ENDPOINT_URL_S3"),
+            ),
+            (
+                "s3://b",
+                vec![("AWS_ENDPOINT_URL", "http://h:99999")],
+                Some("AWS_ENDPOINT_URL"),
+            ),
+            ("s3://xn--zz", vec![], Some("xn--zz")),
+            ("az://c", vec![("AZURE_STORAGE_ACCOUNT", "a b")], Some("account")),
+            (
+                azure,
+                vec![("AZURE_STORAGE_ACCOUNT", "a\n"), ("AZURE_STORAGE_KEY", "a2V5\n")],
+                None,
+            ),
+            (azure, with_tenant("t/x"), Some("AZURE_TENANT_ID")),
+            (azure, with_tenant("t x"), Some("AZURE_TENANT_ID")),
+            (
+                azure,
+                [with_tenant("t"), vec![("AZURE_AUTHORITY_HOST", "login")]].concat(),
+                Some("AZURE_AUTHORITY_HOST"),
+            ),
+        ] {
+            let account = [("AZURE_STORAGE_ACCOUNT", "a")];
+            let mut all: Vec<_> = KEYS.into_iter().chain(account).collect();
+            all.retain(|(name, _)| variables.iter().all(|(other, _)| other != name));
+            all.extend(&variables);
+            let endpoint = Endpoint::parse_cache("--remote-cache", url).unwrap();
+            let options = RemoteOptions::new(endpoint);
+            let address = options.connect.endpoint.bucket().unwrap().clone();
+            let opened = open(&options, &address, &Environment::fake(&all, Path::new("/none")));
+            match (opened, part) {
+                (Ok(opened), None) => {
+                    // Nothing listens there.
+                    assert!(
+                        opened.store.head(&"x".into()).await.is_err(),
+                        "{url} {variables:?}"
+                    );
+                }
+                (Err(error), Some(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (opened, _) => panic!("{url} {variables:?}: {:?}", opened.map(|opened| opened.shown)),
+            }
+        }
+        let task = [("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "x y")];
+        let error = with("s3://b", &task, Path::new("/none")).unwrap_err();
+        assert!(
+            error.contains("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+            "{error}"
+        );
+        let not_hosts = [
+            "http://h:99999",
+            "http://[zz]",
+            "http://1.2.3.4.5",
+            "http://[::1]x",
+        ];
+        for url in not_hosts.map(|server| format!("s3://b?endpoint={server}")) {
+            assert!(Endpoint::parse_cache("--remote-cache", &url).is_err(), "{url}");
+        }
     }
 
     #[test]

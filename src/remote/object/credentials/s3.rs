@@ -2,20 +2,28 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use object_store::{
     ClientOptions,
     aws::{AmazonS3Builder, AmazonS3ConfigKey as Key},
 };
 
 use super::{
-    Connector, EC2, Environment, NONE, Opened, built, container::Container, if_any, no_retries, wrong,
+    Connector, EC2, Environment, NONE, Opened, built, check_host, container::Container, if_any, no_retries,
+    sendable, server_at, wrong,
 };
 use crate::{
     remote::{
         RemoteOptions,
-        object::profile::{Files, Profile, ProfileError, Provider},
+        object::{
+            profile::{Files, Profile, ProfileError, Provider},
+            service::CHECKSUM_MODE,
+        },
     },
-    transport::{BucketAddress, RemoteError, bucket::Anonymous},
+    transport::{
+        BucketAddress, RemoteError,
+        bucket::{Anonymous, is_name},
+    },
 };
 
 /// The variables that together name a web identity of AWS.
@@ -36,26 +44,18 @@ pub(super) fn open(
         Err(_) if address.anonymous == Anonymous::Yes => None,
         profile => profile.map_err(|e: ProfileError| wrong(address, e))?,
     };
-    let endpoint = address.endpoint.clone().or_else(|| {
-        let ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
-        if ignored.is_some_and(|ignored| ignored.eq_ignore_ascii_case("true")) {
-            return None;
-        }
-        let named = environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
-        named.or_else(|| profile.as_ref()?.endpoint().map(str::to_owned))
-    });
-    let region = address
-        .region
-        .clone()
-        .or_else(|| environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]))
-        .or_else(|| profile.as_ref()?.region().map(str::to_owned))
-        .unwrap_or_else(|| "us-east-1".to_owned());
+    let endpoint = endpoint(address, environment, profile.as_ref())?;
+    let region = region(address, environment, profile.as_ref())?;
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&address.bucket)
         .with_region(&region)
         .with_retry(no_retries())
-        .with_client_options(ClientOptions::new().with_allow_http(plain))
+        .with_client_options(
+            ClientOptions::new()
+                .with_allow_http(plain)
+                .with_default_headers(HeaderMap::from_iter([CHECKSUM_MODE])),
+        )
         .with_http_connector(connector.clone());
     // Certificates are for one level of names, and other servers' buckets have none.
     let in_path = address
@@ -69,12 +69,13 @@ pub(super) fn open(
     if let Some(domain) = in_china {
         builder = builder.with_config(Key::StsEndpoint, format!("https://sts.{region}.{domain}"));
     }
+    let own = format!("https://s3.{region}.amazonaws.com");
+    check_host(
+        address,
+        &in_host(endpoint.as_deref().unwrap_or(&own), address, in_path),
+    )?;
     if let Some(url) = endpoint {
-        let url = match url.split_once("://") {
-            Some((scheme, host)) if !in_path => format!("{scheme}://{}.{host}", address.bucket),
-            _ => url,
-        };
-        builder = builder.with_endpoint(url);
+        builder = builder.with_endpoint(in_host(&url, address, in_path));
     }
     let (builder, shown, provider) = identified(
         builder,
@@ -93,6 +94,49 @@ pub(super) fn open(
         shown,
         profile: provider,
     })
+}
+
+/// The server, if it is not AWS's own.
+fn endpoint(
+    address: &BucketAddress,
+    environment: &Environment,
+    profile: Option<&Profile>,
+) -> Result<Option<String>, RemoteError> {
+    let ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    let is_ignored = ignored.is_some_and(|ignored| ignored.eq_ignore_ascii_case("true"));
+    if address.endpoint.is_some() || is_ignored {
+        return Ok(address.endpoint.clone());
+    }
+    let set = |name| Some((name, environment.get(name)?));
+    let of_profile = || Some(("endpoint_url of the profile", profile?.endpoint()?.to_owned()));
+    let named = set("AWS_ENDPOINT_URL_S3").or_else(|| set("AWS_ENDPOINT_URL"));
+    let url = named.or_else(of_profile);
+    url.map(|(name, url)| server_at(address, name, &url)).transpose()
+}
+
+fn region(
+    address: &BucketAddress,
+    environment: &Environment,
+    profile: Option<&Profile>,
+) -> Result<String, RemoteError> {
+    let named = address.region.clone();
+    let named = named.or_else(|| environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+    let region = named.or_else(|| profile?.region().map(str::to_owned));
+    let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+    if is_name(&region) {
+        return Ok(region);
+    }
+    let reason =
+        "the region (AWS_REGION, AWS_DEFAULT_REGION or that of the profile) has a character that none has";
+    Err(wrong(address, reason))
+}
+
+/// A server's URL with the bucket in the host's name, unless it is in the path.
+fn in_host(server: &str, address: &BucketAddress, in_path: bool) -> String {
+    match server.split_once("://") {
+        Some((scheme, host)) if !in_path => format!("{scheme}://{}.{host}", address.bucket),
+        _ => server.to_owned(),
+    }
 }
 
 /// Gives the builder the credentials that there are: the environment's before those of files, and these before those of
@@ -128,9 +172,10 @@ fn identified(
         builder = builder.with_skip_signature(true);
     } else if let (Some(id), Some(secret)) = &keys {
         shown = "the keys in the environment";
+        let id = sendable(address, "AWS_ACCESS_KEY_ID", id.clone())?;
         builder = builder.with_access_key_id(id).with_secret_access_key(secret);
         if let Some(token) = environment.get("AWS_SESSION_TOKEN") {
-            builder = builder.with_token(token);
+            builder = builder.with_token(sendable(address, "AWS_SESSION_TOKEN", token)?);
         }
     } else if keys != (None, None) {
         return Err(wrong(
@@ -139,15 +184,12 @@ fn identified(
         ));
     } else if has(&WEB_IDENTITY) {
         shown = "a web identity";
-        builder = set(
-            builder,
-            &[
-                WEB_IDENTITY[0],
-                WEB_IDENTITY[1],
-                "AWS_ROLE_SESSION_NAME",
-                "AWS_ENDPOINT_URL_STS",
-            ],
-        );
+        let names = [WEB_IDENTITY[0], WEB_IDENTITY[1], "AWS_ROLE_SESSION_NAME"];
+        builder = set(builder, &names);
+        if let Some(url) = environment.get("AWS_ENDPOINT_URL_STS") {
+            let url = server_at(address, "AWS_ENDPOINT_URL_STS", &url)?;
+            builder = builder.with_config(Key::StsEndpoint, url);
+        }
     } else if has_profile {
         shown = "a profile of the AWS files";
         let of_profile = Arc::new(Provider::new(files, options.connect.credential_helper_timeout));
@@ -155,6 +197,10 @@ fn identified(
         provider = Some(of_profile);
     } else if has(&[TASK]) {
         shown = CONTAINER;
+        let path = environment.get(TASK).unwrap_or_default();
+        if !path.starts_with('/') || http::Uri::try_from(&path).is_err() {
+            return Err(wrong(address, format_args!("{TASK} is not a path")));
+        }
         builder = set(builder, &[TASK]);
     } else if let Some(container) = Container::new(environment, connector).map_err(|e| wrong(address, e))? {
         shown = CONTAINER;
@@ -163,7 +209,8 @@ fn identified(
         shown = EC2;
         // The AWS tools' variable.
         if let Some(url) = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
-            builder = builder.with_metadata_endpoint(url.trim_end_matches('/'));
+            let url = server_at(address, "AWS_EC2_METADATA_SERVICE_ENDPOINT", &url)?;
+            builder = builder.with_metadata_endpoint(url);
         }
     } else {
         builder = builder.with_skip_signature(true);
