@@ -24,6 +24,7 @@ pub use self::services::Services;
 pub(crate) use self::{
     activation::{Inherited, notify_ready, notify_stopping},
     control::ControlListener,
+    deleted::Deleted,
     error::DaemonError,
     events::EventListeners,
     retention::{Plan as RetentionPlan, Retention},

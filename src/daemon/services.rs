@@ -1,13 +1,8 @@
 //! What every command that downloads outputs needs.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
-use super::deleted;
+use super::deleted::{self, Deleted};
 use crate::{
     bep::{self, event::CommandLine},
     bes::{BesOptions, BesService, HoldPolicy, Upstream, limits::BesLimits},
@@ -19,10 +14,13 @@ use crate::{
     lease,
     materialize::{MaterializeOptions, Materializer},
     metrics::Metrics,
-    record::Record,
+    record::{InvocationState, Record},
     roots::{RootError, RootRules, Roots},
     sources::{BuildDirectories, SourceError, SourceRule, Sources},
 };
+
+/// What Bazel's commands end with when the user has interrupted them.
+const INTERRUPTED: i32 = 8;
 
 /// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
@@ -109,14 +107,33 @@ impl Services {
         self.roots.allows(output_base)
     }
 
-    /// See [`deleted::directory`].
-    pub(crate) fn deleted_directory(
+    /// See [`deleted::look`].
+    pub(crate) fn deleted(
         &self,
         output_base: &Path,
         function: Option<DigestFunction>,
-    ) -> Option<PathBuf> {
-        let base = self.roots.rules().translate(output_base.to_str()?);
-        deleted::directory(&base, function.unwrap_or_else(|| self.sources.digest_function()))
+        exec_root: Option<&str>,
+    ) -> Deleted {
+        let Some(base) = output_base.to_str() else {
+            return Deleted::Nothing;
+        };
+        let base = self.roots.rules().translate(base);
+        let function = function.unwrap_or_else(|| self.sources.digest_function());
+        match deleted::look(&base, function, exec_root) {
+            Deleted::Nothing if self.was_interrupted(&base) => Deleted::Unknown,
+            deleted => deleted,
+        }
+    }
+
+    /// Whether the newest recorded build of an output base was interrupted.
+    fn was_interrupted(&self, output_base: &Path) -> bool {
+        let roots = self.record.roots().into_iter();
+        let of_base = roots.filter(|(_, row)| Path::new(&row.path).starts_with(output_base));
+        let builds = of_base.filter_map(|(id, _)| self.record.newest_invocation(id));
+        let newest = builds.max_by_key(|build| build.started_ms);
+        newest.is_some_and(|build| {
+            build.state == InvocationState::Interrupted || build.finished && build.exit_code == INTERRUPTED
+        })
     }
 
     /// Whether Bazel's action cache may be read.

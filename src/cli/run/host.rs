@@ -14,7 +14,7 @@ use tokio::time::error::Elapsed;
 use super::{
     again::{Attempt, REPEATED, Repeats, flags_again, other_id, read_once, writes_events},
     forward::{directories_of, has_google, has_way, upstream_at},
-    mode::{Mode, Setting, decide, names_a_cache, waits, waits_for_all},
+    mode::{Mode, Setting, decide, exec_root, names_a_cache, waits, waits_for_all},
     probe::CommandInfo,
     reach::{Reach, reach_of},
 };
@@ -23,7 +23,7 @@ use crate::{
     bes::{BesService, HoldPolicy, Upstream},
     cli::progress::{Progress, of_builds},
     config::{CacheArgs, FROM_BUILD, UpstreamArgs},
-    daemon::{EventListeners, Services},
+    daemon::{Deleted, EventListeners, Services},
     transport::without_user_info,
 };
 
@@ -362,9 +362,15 @@ impl Host {
         let mut mode = decide(&setting);
         // Another run would bring these outputs as well, but files where Bazel has symlinks.
         if mode == Mode::Minimal {
-            mode = match self.deleted_directory(base, line).await {
-                Ok(None) => mode,
-                Ok(Some(directory)) => Mode::Unable(format!(
+            let directory = directories_of(info).workspace;
+            let exec_root = line.and_then(|line| exec_root(&directory, line, info.version));
+            mode = match self.deleted(base, line, exec_root).await {
+                Ok(Deleted::Nothing) => mode,
+                Ok(Deleted::Unknown) => Mode::Own(
+                    "only Bazel's server knows what it takes for present: the last build was interrupted, or Bazel has no \
+                     action cache",
+                ),
+                Ok(Deleted::Directory(directory)) => Mode::Unable(format!(
                     "Bazel downloads outputs itself: {} was deleted, and it may not name what belongs there if it downloads nothing",
                     directory.display()
                 )),
@@ -381,21 +387,26 @@ impl Host {
         is_reached
     }
 
-    async fn deleted_directory(
+    async fn deleted(
         &self,
         base: Option<&PathBuf>,
         line: Option<&CommandLine>,
-    ) -> Result<Option<PathBuf>, Elapsed> {
+        exec_root: Option<String>,
+    ) -> Result<Deleted, Elapsed> {
         let Some(base) = base.cloned() else {
-            return Ok(None);
+            return Ok(Deleted::Nothing);
         };
+        if line.and_then(|line| line.switch("use_action_cache")) == Some(false) {
+            return Ok(Deleted::Unknown);
+        }
         let function = line.and_then(|line| line.last("digest_function"));
         let function = function.and_then(|name| name.parse().ok());
         let services = self.services.clone();
-        let looking = tokio::task::spawn_blocking(move || services.deleted_directory(&base, function));
+        let looking =
+            tokio::task::spawn_blocking(move || services.deleted(&base, function, exec_root.as_deref()));
         tokio::time::timeout(CACHE, looking)
             .await
-            .map(|looked| looked.ok().flatten())
+            .map(|looked| looked.unwrap_or(Deleted::Nothing))
     }
 
     /// Whether the cache that is read is the build's own.

@@ -1,7 +1,7 @@
 //! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
 //! by us.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, path::Path};
 
 use crate::{bep::event::CommandLine, transport::is_http};
 
@@ -176,6 +176,28 @@ fn zips_test_outputs(setting: &Setting<'_>, options: &CommandLine) -> bool {
     options.switch(name).unwrap_or(setting.version < Some(8))
 }
 
+/// The name of a build's exec root, if it can be told: `_main` with bzlmod, which Bazel has on by default as of 7; else that of the
+/// workspace.
+pub(super) fn exec_root(workspace: &Path, line: &CommandLine, version: Option<u32>) -> Option<String> {
+    let has_bzlmod = line.switch("enable_bzlmod");
+    if has_bzlmod.or(version.map(|version| version >= 7))? {
+        return Some("_main".to_owned());
+    }
+    let files = ["WORKSPACE.bazel", "WORKSPACE"].map(|name| workspace.join(name));
+    let text = files.iter().find_map(|file| std::fs::read_to_string(file).ok())?;
+    let calls = text
+        .lines()
+        .position(|line| line.trim_start().starts_with("workspace"));
+    let Some(at) = calls else {
+        return Some("__main__".to_owned());
+    };
+    let call: String = text.lines().skip(at).collect();
+    let (_, name) = call.split(')').next()?.split_once("name")?;
+    let mut parts = name.split(['"', '\'']);
+    (parts.next()?.trim() == "=").then_some(())?;
+    parts.next().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::probe::Options, *};
@@ -198,6 +220,34 @@ mod tests {
         };
         change(&mut setting);
         decide(&setting)
+    }
+
+    #[test]
+    fn an_exec_root_has_the_name_of_the_workspace_but_with_bzlmod() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |options: &[&str], version| exec_root(dir.path(), &Options::of(options).line(), version);
+        assert_eq!(name(&[], Some(7)).as_deref(), Some("_main"));
+        assert_eq!(name(&["--enable_bzlmod"], Some(6)).as_deref(), Some("_main"));
+        assert_eq!(name(&["--x"], None), None, "whether it has bzlmod is unknown");
+        assert_eq!(name(&["--noenable_bzlmod"], Some(7)), None, "there is no file");
+        for (text, expected) in [
+            ("", Some("__main__")),
+            ("load(\"x\", \"y\")\nworkspace(name = \"a_b\")\n", Some("a_b")),
+            (
+                "workspace(\n    name='c',\n    managed_directories = {},\n)\n",
+                Some("c"),
+            ),
+            ("# workspace(name = \"no\")\n", Some("__main__")),
+            ("workspace(name = NAME)\nx(\"y\")\n", None),
+        ] {
+            std::fs::write(dir.path().join("WORKSPACE"), text).unwrap();
+            assert_eq!(
+                name(&["--noenable_bzlmod"], Some(7)).as_deref(),
+                expected,
+                "{text}"
+            );
+            assert_eq!(name(&["--x"], Some(4)).as_deref(), expected, "{text}");
+        }
     }
 
     #[test]

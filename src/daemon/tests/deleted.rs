@@ -1,8 +1,15 @@
 //! Directories that were deleted with the outputs in them.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use super::{absent, runfiles::metadata};
+use super::{
+    super::deleted::{Deleted, look},
+    absent,
+    runfiles::metadata,
+};
 use crate::{
     action_cache::write::{Action, Written},
     digest::DigestFunction,
@@ -22,11 +29,33 @@ fn caches(output_base: &Path, paths: &[&str]) {
     cache.save(output_base, 16);
 }
 
+fn found(deleted: Deleted) -> Option<PathBuf> {
+    match deleted {
+        Deleted::Nothing => None,
+        Deleted::Directory(directory) => Some(directory),
+        Deleted::Unknown => panic!("there is an action cache, or none has begun"),
+    }
+}
+
+#[test]
+fn what_an_interrupted_build_knows_is_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path();
+    let deleted = || look(base, DigestFunction::Sha256, None);
+    assert_eq!(deleted(), Deleted::Nothing);
+    fs::create_dir(base.join("action_cache")).unwrap();
+    assert_eq!(deleted(), Deleted::Nothing);
+    fs::write(base.join("action_cache/filename_index_v16.journal"), "names").unwrap();
+    assert_eq!(deleted(), Deleted::Unknown);
+    caches(base, &["bazel-out/k8-fastbuild/bin/lib"]);
+    assert_ne!(deleted(), Deleted::Unknown);
+}
+
 #[test]
 fn what_bazel_knows_outputs_in_is_missed_once() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path();
-    let deleted = || super::super::deleted::directory(base, DigestFunction::Sha256);
+    let deleted = || found(look(base, DigestFunction::Sha256, None));
     assert_eq!(deleted(), None, "there is no action cache");
     caches(
         base,
@@ -57,10 +86,25 @@ fn what_bazel_knows_outputs_in_is_missed_once() {
 }
 
 #[test]
+fn outputs_of_a_workspace_with_another_name_are_not_those_of_the_next_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path();
+    caches(base, &["bazel-out/k8-fastbuild/bin/pkg/lib"]);
+    fs::create_dir_all(base.join("execroot/old/bazel-out/k8-fastbuild/bin/pkg")).unwrap();
+    let deleted = |name| found(look(base, DigestFunction::Sha256, Some(name)));
+    assert_eq!(deleted("old"), None);
+    assert_eq!(deleted("new"), Some(base.join("execroot/new")));
+    let bin = base.join("execroot/new/bazel-out/k8-fastbuild/bin");
+    fs::create_dir_all(&bin).unwrap();
+    assert_eq!(deleted("new"), Some(bin.join("pkg")));
+    assert_eq!(deleted("new"), None);
+}
+
+#[test]
 fn nothing_is_made_through_a_link_or_in_the_place_of_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let (base, outside) = (dir.path().join("base"), dir.path().join("outside"));
-    let deleted = || super::super::deleted::directory(&base, DigestFunction::Sha256);
+    let deleted = || found(look(&base, DigestFunction::Sha256, None));
     let bin = base.join("execroot/_main/bazel-out/k8/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir(&outside).unwrap();
