@@ -56,6 +56,7 @@ use crate::{
     config::{CacheArgs, FROM_BUILD, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonError, DaemonOptions, Retention, Services},
     invocation::Report,
+    materialize::place::Mark,
     record::Record,
     roots::Destination,
     transport::Header,
@@ -233,7 +234,10 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let mut policy = args.selection.policy()?;
     policy.limits = limits.build;
     let rules = args.place.rules(Destination::ExecRoot)?;
-    let placing = args.place.options()?;
+    let mut placing = args.place.options()?;
+    if args.place.min_free_space.is_none() {
+        placing.place.space = Mark::ForOptional;
+    }
     // The command is the user's own, so it may say where its cache is.
     let mut cache = args.cache.clone();
     take_own_headers(&mut cache, &args.command);

@@ -121,7 +121,7 @@ impl From<&Outcome> for pb::OutputOutcome {
             Outcome::Present { .. } => Self::Present,
             Outcome::Served { .. } => Self::Served,
             Outcome::Evicted(_) => Self::Evicted,
-            Outcome::Unavailable(_) | Outcome::Failed(_) => Self::Failed,
+            Outcome::Unavailable(_) | Outcome::NoSpace(_) | Outcome::Failed(_) => Self::Failed,
             Outcome::Superseded => Self::Superseded,
         }
     }

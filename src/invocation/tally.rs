@@ -47,9 +47,11 @@ pub struct Tally {
     pub warmed_bytes: u64,
     /// Required outputs that failed to download.
     pub failed: u64,
-    /// Of these, those that no cache has, or that could not be read from it.
+    /// Of these, those that no cache has, that could not be read from it, or that there is no room for.
     pub lost: u64,
-    /// Of these, files that tests have left.
+    /// Of these, those that there is no room for.
+    pub without_room: u64,
+    /// Of those that are lost, files that tests have left.
     pub lost_of_tests: u64,
     /// Optional outputs that failed to download.
     pub optional_failed: u64,
@@ -67,6 +69,7 @@ impl Tally {
         let (path, outcome) = (&completion.path, &completion.outcome);
         if outcome.is_lost() && completion.class == Class::Required {
             self.lose(path.as_str());
+            self.without_room += u64::from(matches!(outcome, Outcome::NoSpace(_)));
         }
         match outcome.state() {
             Some(OutputState::Materialized | OutputState::Known) => self.count(outcome, u64::saturating_add),
@@ -299,7 +302,7 @@ mod tests {
         let mut tally = Tally::default();
         tally.add(&completion(
             Class::Required,
-            Outcome::Failed("no space".to_owned()),
+            Outcome::Failed("in the way".to_owned()),
         ));
         tally.add(&completion(
             Class::Optional,
@@ -309,11 +312,12 @@ mod tests {
         assert_eq!((tally.failed, tally.optional_failed, tally.superseded), (1, 1, 1));
         assert_eq!(tally.messages.len(), 2);
         assert_eq!(tally.lost, 0);
-        for outcome in [Outcome::Evicted, Outcome::Unavailable] {
+        for outcome in [Outcome::Evicted, Outcome::Unavailable, Outcome::NoSpace] {
             tally.add(&completion(Class::Required, outcome("no answer".to_owned())));
         }
         tally.fail(Class::Required, "refused");
-        assert_eq!((tally.failed, tally.lost), (4, 2), "refused is not lost");
+        assert_eq!((tally.failed, tally.lost), (5, 3), "refused is not lost");
+        assert_eq!(tally.without_room, 1);
         assert_eq!(tally.lost_of_tests, 0);
         for path in [
             "bazel-out/k8/testlogs/a/test.log",
@@ -324,11 +328,11 @@ mod tests {
                 ..completion(Class::Required, Outcome::Evicted("not found".to_owned()))
             });
         }
-        assert_eq!((tally.failed, tally.lost, tally.lost_of_tests), (6, 4, 2));
-        assert!(tally.messages[0].contains("bazel-out/x: no space"));
+        assert_eq!((tally.failed, tally.lost, tally.lost_of_tests), (7, 5, 2));
+        assert!(tally.messages[0].contains("bazel-out/x: in the way"));
         let line = tally.summary(Duration::ZERO);
         assert!(
-            line.contains("6 failed") && line.contains("1 optional failed") && line.contains("newer build")
+            line.contains("7 failed") && line.contains("1 optional failed") && line.contains("newer build")
         );
     }
 

@@ -169,7 +169,9 @@ pub enum Outcome {
     Evicted(String),
     /// The cache may have it, but could not be read, or has wrong bytes.
     Unavailable(String),
-    /// It could not be placed, or is not to be.
+    /// There is no room for it.
+    NoSpace(String),
+    /// It could not be placed for another reason, or is not to be.
     Failed(String),
     /// A newer invocation of the root has begun.
     Superseded,
@@ -183,7 +185,7 @@ impl Outcome {
             // Bytes that were not read are not known to be right, and the cache has to keep them.
             Self::Served { .. } => Some(OutputState::Known),
             Self::Evicted(_) => Some(OutputState::Evicted),
-            Self::Unavailable(_) | Self::Failed(_) => Some(OutputState::Failed),
+            Self::Unavailable(_) | Self::NoSpace(_) | Self::Failed(_) => Some(OutputState::Failed),
             Self::Superseded => None,
         }
     }
@@ -193,9 +195,10 @@ impl Outcome {
         matches!(self.state(), Some(OutputState::Materialized | OutputState::Known))
     }
 
-    /// Whether it is missing because no cache has it, or could be read.
+    /// Whether it is missing because no cache has it, or could be read, or there is no room: what the build tool can do
+    /// about it by itself, or fail for.
     pub(crate) const fn is_lost(&self) -> bool {
-        matches!(self, Self::Evicted(_) | Self::Unavailable(_))
+        matches!(self, Self::Evicted(_) | Self::Unavailable(_) | Self::NoSpace(_))
     }
 
     /// Whether nobody read the output: the disk has what was recorded, as far as a look at it says.
@@ -254,7 +257,10 @@ impl Outcome {
     /// Why the output is not on disk; empty if it is.
     pub const fn reason(&self) -> &str {
         match self {
-            Self::Evicted(reason) | Self::Unavailable(reason) | Self::Failed(reason) => reason.as_str(),
+            Self::Evicted(reason)
+            | Self::Unavailable(reason)
+            | Self::NoSpace(reason)
+            | Self::Failed(reason) => reason.as_str(),
             Self::Superseded => "superseded by a newer build",
             Self::Downloaded { .. } | Self::Present { .. } | Self::Served { .. } => "",
         }
@@ -267,7 +273,7 @@ impl Outcome {
             Self::Present { .. } => "present",
             Self::Served { .. } => "served",
             Self::Evicted(_) => "evicted",
-            Self::Unavailable(_) | Self::Failed(_) => "failed",
+            Self::Unavailable(_) | Self::NoSpace(_) | Self::Failed(_) => "failed",
             Self::Superseded => "superseded",
         }
     }

@@ -516,12 +516,14 @@ impl Store {
             }
             // Nothing makes way for what nobody waits for.
             let may_make_way = class == Class::Required && may_come && attempt < ATTEMPTS;
-            if may_make_way && matches!(outcome, Outcome::Failed(_)) && self.make_way(blob).await {
+            let is_full = matches!(outcome, Outcome::NoSpace(_) | Outcome::Failed(_));
+            if may_make_way && is_full && self.make_way(blob).await {
                 // As long as a refusal is remembered.
                 sleep(REFUSED).await;
                 continue;
             }
             let (error, is_wrong) = match outcome {
+                Outcome::NoSpace(reason) => (ReadError::NoSpace(reason), false),
                 Outcome::Failed(reason) if self.missing_space(blob) > 0 => {
                     (ReadError::NoSpace(reason), false)
                 }

@@ -256,7 +256,9 @@ impl Work {
                 // Its own directory is nobody else's.
                 Outcome::Served { .. } => End::there(Brought::Present, None),
                 Outcome::Evicted(reason) => End::failed(format!("evicted: {reason}")),
-                Outcome::Unavailable(reason) | Outcome::Failed(reason) => End::failed(reason),
+                Outcome::Unavailable(reason) | Outcome::NoSpace(reason) | Outcome::Failed(reason) => {
+                    End::failed(reason)
+                }
                 Outcome::Superseded => End::failed("cancelled".to_owned()),
             };
             self.ends.insert(completion.path, end);

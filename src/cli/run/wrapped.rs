@@ -241,7 +241,8 @@ impl Wrapped<'_> {
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
-    /// alone would have built what is lost. The exit code is that of the first build.
+    /// alone would have built what is lost. The exit code is that of the first build; but where there is no room for the
+    /// outputs, Bazel alone would have failed.
     ///
     /// Without its tests, a command does not bring their files; neither would it with them, for Bazel itself remembers tests that
     /// have passed.
@@ -256,6 +257,8 @@ impl Wrapped<'_> {
         let _ = tell(&lost);
         lost.iter_mut().for_each(|report| report.messages.clear());
         let of_tests = lost.last().map_or(0, |report| report.tally.lost_of_tests);
+        let is_full = lost.last().is_some_and(|report| report.tally.without_room > 0);
+        let mut last = first;
         let are_tests_lacking = repeats == Repeats::WithoutTests && (of_tests > 0 || is_unheard);
         let mut is_cached = true;
         loop {
@@ -280,11 +283,12 @@ impl Wrapped<'_> {
                     break;
                 }
             };
+            last = ended.code;
             match after(ended.code, own, first) {
                 // Nothing would bring their files.
                 After::Ends(code) if code == own && are_tests_lacking => break,
                 After::Ends(code) => return code,
-                After::Uncached if is_cached && may_drop_caches && !ended.is_cut => {
+                After::Uncached if is_cached && may_drop_caches && !ended.is_cut && !is_full => {
                     self.start_over();
                     is_cached = false;
                 }
@@ -297,7 +301,7 @@ impl Wrapped<'_> {
         if is_unheard {
             self.started.host.note_lacking();
         }
-        first
+        if is_full { last } else { first }
     }
 }
 

@@ -286,6 +286,8 @@ pub(super) fn failed(error: &PlaceError) -> Outcome {
     } else if error.is_mismatch() {
         // Bazel alone builds what comes wrong from its cache.
         Outcome::Unavailable(error.to_string())
+    } else if error.is_out_of_space() {
+        Outcome::NoSpace(error.to_string())
     } else {
         Outcome::Failed(error.to_string())
     }

@@ -117,6 +117,11 @@ impl PlaceError {
         Self::new("publish", path, PlaceErrorKind::Superseded)
     }
 
+    /// Whether there is no room, or none that may be taken.
+    pub(crate) const fn is_out_of_space(&self) -> bool {
+        matches!(self.kind, PlaceErrorKind::NoSpace | PlaceErrorKind::LowSpace(_))
+    }
+
     /// A fault of our own, such as a thread that is gone.
     pub(in crate::materialize) fn internal(what: &str) -> Self {
         Self::new("place", "", PlaceErrorKind::Internal(what.to_owned()))

@@ -23,6 +23,8 @@ pub enum Mark {
     /// 64 MiB; of a file system with less than 20 times as much, the twentieth part.
     #[default]
     Default,
+    /// The same for optional outputs, and nothing for what somebody waits for: Bazel keeps nothing free, either.
+    ForOptional,
     /// A number of bytes.
     Amount(u64),
     /// A part of the file system, in hundredths of a percent.
@@ -38,15 +40,18 @@ impl Mark {
         Free::of(directory).shortage(self, is_optional, 1)
     }
 
-    fn of(self, total: u64) -> u64 {
-        match self {
-            Self::Default => DEFAULT_BYTES.min(total / DEFAULT_PART),
+    /// How much is to stay free of a file system of this size.
+    fn of(self, total: u64, is_optional: bool) -> u64 {
+        let mark = match self {
+            Self::ForOptional if !is_optional => 0,
+            Self::Default | Self::ForOptional => DEFAULT_BYTES.min(total / DEFAULT_PART),
             Self::Amount(amount) => amount,
             Self::Part(part) => {
                 let part = u128::from(total) * u128::from(part) / u128::from(WHOLE);
                 u64::try_from(part).unwrap_or(u64::MAX)
             }
-        }
+        };
+        mark.saturating_mul(if is_optional { 2 } else { 1 })
     }
 }
 
@@ -99,17 +104,16 @@ impl Free {
     #[cfg(feature = "mount")]
     pub(super) fn missing(self, mark: Mark, needs: u64) -> u64 {
         let all = needs
-            .saturating_add(mark.of(self.total))
+            .saturating_add(mark.of(self.total, false))
             .saturating_sub(self.bytes);
         if self.total > 0 { all } else { 0 }
     }
 
     /// Why a file of this size is not to be written, if it is not.
     pub(super) fn shortage(self, mark: Mark, is_optional: bool, needs: u64) -> Option<Shortage> {
-        let mark = mark.of(self.total);
-        let keeps = mark.saturating_mul(if is_optional { 2 } else { 1 });
+        let keeps = mark.of(self.total, is_optional);
         // Nothing is held back where nothing is to be kept.
-        let is_short = self.total > 0 && mark > 0 && self.bytes.saturating_sub(needs) < keeps;
+        let is_short = self.total > 0 && keeps > 0 && self.bytes.saturating_sub(needs) < keeps;
         is_short.then_some(Shortage {
             free: self,
             needs,
@@ -181,10 +185,17 @@ mod tests {
                 "{bad}"
             );
         }
-        assert_eq!(Mark::Part(500).of(100 * GIB), 5 * GIB);
-        assert_eq!(Mark::Part(WHOLE).of(u64::MAX), u64::MAX);
-        assert_eq!(Mark::Default.of(100 * GIB), DEFAULT_BYTES);
-        assert_eq!(Mark::Default.of(20 << 20), 1 << 20, "a small disk can be used");
+        for (mark, total, required, optional) in [
+            (Mark::Part(500), 100 * GIB, 5 * GIB, 10 * GIB),
+            (Mark::Part(WHOLE), u64::MAX, u64::MAX, u64::MAX),
+            (Mark::Default, 100 * GIB, DEFAULT_BYTES, 2 * DEFAULT_BYTES),
+            // A small disk can be used.
+            (Mark::Default, 20 << 20, 1 << 20, 2 << 20),
+            (Mark::ForOptional, 100 * GIB, 0, 2 * DEFAULT_BYTES),
+        ] {
+            let of = |is_optional| mark.of(total, is_optional);
+            assert_eq!((of(false), of(true)), (required, optional), "{mark:?}");
+        }
     }
 
     #[test]
