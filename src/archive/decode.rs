@@ -14,6 +14,8 @@ use zstd::zstd_safe;
 use super::{Archive, ArchiveError, Format, Limit};
 
 const BUFFER: usize = 128 << 10;
+/// How many of an archive's first bytes are kept.
+const FIRST: usize = 64;
 
 /// The size of a header of a tar; everything in one has a multiple of it.
 pub(super) const BLOCK: u64 = 512;
@@ -26,6 +28,8 @@ const WINDOW_TOO_LARGE: usize = 16;
 pub(super) struct Watch {
     /// How many were read.
     pub(super) read: Cell<u64>,
+    /// The first of them.
+    first: RefCell<Vec<u8>>,
     /// Whether they could not be read to their end.
     failed: Cell<bool>,
     /// How many bytes of the tar may still be read before its next member; `None` while a member is read.
@@ -89,8 +93,49 @@ impl Watch {
         } else if archive.format == Format::TarZst && is_large_window(&error) {
             archive.over(Limit::ZstdWindow)
         } else {
-            archive.damaged(error.to_string())
+            let what = what_it_is(&self.first.borrow(), archive.format);
+            archive.damaged(format!("{error}{what}"))
         }
+    }
+}
+
+/// What an archive that cannot be read is instead, by its first bytes.
+fn what_it_is(first: &[u8], format: Format) -> &'static str {
+    const FORMATS: &[(&[u8], Format, &str)] = &[
+        (
+            b"\x1f\x8b",
+            Format::TarGz,
+            "; it is a gzip file, whatever its name says",
+        ),
+        (
+            b"\x28\xb5\x2f\xfd",
+            Format::TarZst,
+            "; it is a zstd file, whatever its name says",
+        ),
+        (
+            b"\xfd7zXZ\0",
+            Format::TarXz,
+            "; it is an xz file, whatever its name says",
+        ),
+        (
+            b"PK\x03\x04",
+            Format::Zip,
+            "; it is a zip file, whatever its name says",
+        ),
+    ];
+    let text = first.trim_ascii_start();
+    if first.is_empty() {
+        "; it is empty"
+    } else if let Some((_, of, what)) = FORMATS.iter().find(|(magic, ..)| first.starts_with(magic)) {
+        if *of == format { "" } else { what }
+    } else if first.starts_with(b"BZh") {
+        "; it is a bzip2 file, which cannot be unpacked"
+    } else if text.starts_with(b"<") {
+        "; it looks like a page in HTML or XML, such as of a login"
+    } else if format == Format::Tar {
+        ""
+    } else {
+        "; it is not compressed like that: a browser or a proxy may have unpacked it"
     }
 }
 
@@ -110,6 +155,10 @@ impl<R: Read> Read for Source<R> {
         loop {
             match self.inner.read(buffer) {
                 Ok(n) => {
+                    if self.watch.read.get() == 0 {
+                        let first = &buffer[..n.min(FIRST)];
+                        self.watch.first.borrow_mut().extend_from_slice(first);
+                    }
                     self.watch.read.set(self.watch.read.get() + n as u64);
                     return Ok(n);
                 }

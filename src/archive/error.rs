@@ -74,7 +74,7 @@ pub(crate) enum ArchiveError {
     },
     /// It is over a limit.
     #[error(
-        "{archive} is over the limit {limit}={allowed}; if it is meant to be, raise that limit with `fetch archive --limit`"
+        "{archive} is over the limit {limit}={}; if it is meant to be, raise that limit with --limit", .limit.shown(*.allowed)
     )]
     Limit {
         /// The archive.

@@ -88,6 +88,18 @@ impl Default for Limits {
     }
 }
 
+impl Limit {
+    /// A value as it is written, in the largest unit that it is a multiple of.
+    pub(super) fn shown(self, value: u64) -> String {
+        const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let is_whole = |bits: u32| value > 0 && value.trailing_zeros() >= bits;
+        match UNITS.iter().find(|(bits, _)| is_whole(*bits)) {
+            Some((bits, unit)) if ALL[self as usize].2 => format!("{}{unit}", value >> bits),
+            _ => value.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(ALL[*self as usize].1)
@@ -97,6 +109,23 @@ impl fmt::Display for Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_shown_as_they_are_written() {
+        for (limit, value, shown) in [
+            (Limit::ZstdWindow, 128 << 20, "128MiB"),
+            (Limit::Bytes, 16 << 30, "16GiB"),
+            (Limit::Bytes, 1025, "1025"),
+            (Limit::Bytes, 0, "0"),
+            (Limit::Entries, 1 << 20, "1048576"),
+        ] {
+            assert_eq!(limit.shown(value), shown);
+            if value > 0 {
+                let parsed = Limits::parse(&[format!("{limit}={shown}")]).unwrap();
+                assert_eq!(parsed[limit], value);
+            }
+        }
+    }
 
     #[test]
     fn every_limit_has_a_name_and_changes_alone() {

@@ -207,10 +207,8 @@ impl Staging {
         let stat = fs::fstat(&fd).map_err(place("open", beside))?;
         let temp = temp_in(&fd, beside)?;
         let error = || place("create a directory in", beside);
-        let mode = Mode::from_raw_mode(0o755);
+        let mode = Mode::from_raw_mode(0o777);
         fs::mkdirat(&temp, TREE, mode).map_err(error())?;
-        // Whatever the umask is.
-        fs::chmodat(&temp, TREE, mode, AtFlags::empty()).map_err(error())?;
         let tree = patient(|| fs::openat(&temp, TREE, DIRECTORY, Mode::empty())).map_err(error())?;
         Ok(Self {
             options,

@@ -239,10 +239,8 @@ impl<'a> Tree<'a> {
         let error = || place("create", path.as_path());
         let mut interim = self.interim(Kind::File, is_executable);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(if is_executable { 0o755 } else { 0o644 });
+        let mode = Mode::from_raw_mode(if is_executable { 0o777 } else { 0o666 });
         let file = patient(|| fs::openat(&self.staging.temp, &interim.name, flags, mode)).map_err(error())?;
-        // Whatever the umask is.
-        fs::fchmod(&file, mode).map_err(error())?;
         if self.staging.options.lists {
             interim.inode = fs::fstat(&file).map_err(error())?.st_ino;
         }
@@ -299,14 +297,13 @@ impl<'a> Tree<'a> {
 
     fn make(&self, at: &OwnedFd, name: &str, path: &str) -> Result<(), ArchiveError> {
         let mut index = self.staging.index.lock();
-        let mode = Mode::from_raw_mode(0o755);
+        let mode = Mode::from_raw_mode(0o777);
         match fs::mkdirat(at, name, mode) {
             Ok(()) => {}
             // Another archive was faster.
             Err(Errno::EXIST) => return Ok(()),
             Err(errno) => return Err(place("create", path)(errno)),
         }
-        let _ = fs::chmodat(at, name, mode, AtFlags::empty());
         let taken = Taken {
             kind: Kind::Directory,
             order: self.archive.order,
@@ -429,7 +426,9 @@ fn is_same(interim: &Interim<'_>, dir: &OwnedFd, name: &str) -> rustix::io::Resu
         }
     }
     if interim.is_executable {
-        fs::fchmod(&old, Mode::from_raw_mode(0o755))?;
+        // Anyone who may read it may execute it.
+        let mode = fs::fstat(&old)?.st_mode;
+        fs::fchmod(&old, Mode::from_raw_mode(mode | (mode & 0o444) >> 2))?;
     }
     Ok(true)
 }

@@ -121,6 +121,8 @@ pub fn main() -> ExitCode {
     };
     let default = match &cli.command {
         Command::Serve(_) => "info",
+        // What is left out, and sent unencrypted, is nobody else's to say.
+        Command::Fetch(_) | Command::Stage(_) => "warn",
         _ => "error",
     };
     if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default), cli.log_json) {

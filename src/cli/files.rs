@@ -15,13 +15,14 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 pub(super) struct FilesArgs {
     /// Whether to verify against the file NAME.sha256sum beside each file: if there is one, always (a missing one is an
-    /// unfinished upload), or not. A digest is always verified
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
-    pub(super) checksum: When,
+    /// unfinished upload), or not; by default if there is one, and with --checksum-file always. A digest is always
+    /// verified
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub(super) checksum: Option<When>,
 
-    /// File with checksums, as sha256sum writes it
+    /// File with checksums, as sha256sum writes it (repeatable)
     #[arg(long, value_name = "FILE")]
-    pub(super) checksum_file: Option<PathBuf>,
+    pub(super) checksum_file: Vec<PathBuf>,
 
     /// Files to download at the same time
     #[arg(long, value_name = "N", default_value_t = Manner::JOBS, value_parser = clap::value_parser!(u16).range(1..=Manner::MOST_JOBS.into()))]
@@ -42,27 +43,32 @@ pub(super) enum When {
 }
 
 impl FilesArgs {
-    /// The text of `--checksum-file`; empty without it.
-    pub(super) fn checksum_list(&self) -> Result<String, Failure> {
-        let Some(path) = &self.checksum_file else {
-            return Ok(String::new());
-        };
-        std::fs::read_to_string(path)
-            .map_err(|e| Failure::usage(format!("--checksum-file={}: {e}", path.display())))
+    /// The texts of `--checksum-file`, and what they say.
+    pub(super) fn checksums(&self) -> Result<(String, Checksums), Failure> {
+        let (mut text, mut sums) = (String::new(), Checksums::default());
+        for path in &self.checksum_file {
+            let failure = |why: &dyn std::fmt::Display| {
+                Failure::usage(format!("--checksum-file={}: {why}", path.display()))
+            };
+            if self.checksum == Some(When::None) {
+                return Err(failure(&"has no effect with --checksum=none"));
+            }
+            let of_file = std::fs::read_to_string(path).map_err(|e| failure(&e))?;
+            let more = Checksums::parse(&of_file).map_err(|e| failure(&e))?;
+            sums = sums.and(more).map_err(|e| failure(&e))?;
+            text += &of_file;
+            text.push('\n');
+        }
+        Ok((text, sums))
     }
 
-    pub(super) fn checksums(&self) -> Result<Checksums, Failure> {
-        Checksums::parse(&self.checksum_list()?).map_err(|e| {
-            let path = self.checksum_file.clone().unwrap_or_default();
-            Failure::usage(format!("--checksum-file={}: {e}", path.display()))
-        })
-    }
-
-    pub(super) const fn checking(&self) -> Checking {
+    pub(super) fn checking(&self) -> Checking {
         match self.checksum {
-            When::Auto => Checking::Auto,
-            When::Require => Checking::Require,
-            When::None => Checking::None,
+            Some(When::Require) => Checking::Require,
+            // A list that does not have a file, such as one of another release, must not pass for a check.
+            None if !self.checksum_file.is_empty() => Checking::Require,
+            Some(When::Auto) | None => Checking::Auto,
+            Some(When::None) => Checking::None,
         }
     }
 

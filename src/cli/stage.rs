@@ -2,7 +2,6 @@
 
 use std::{
     io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,12 +15,15 @@ use super::{
     client::{Client, DaemonAddress},
     exit,
     exit::Failure,
-    files::{FilesArgs, When},
+    files::FilesArgs,
     paths, print,
     progress::watched,
-    runtime, view,
+    runtime,
+    scratch::Scratch,
+    view,
 };
 use crate::{
+    collection::Checking,
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
     proto::outhaul::v1 as pb,
@@ -207,8 +209,8 @@ impl StageArgs {
         }
         let files = &self.files;
         let needs_from = [
-            (files.checksum != When::Auto, "--checksum"),
-            (files.checksum_file.is_some(), "--checksum-file"),
+            (files.checksum.is_some(), "--checksum"),
+            (!files.checksum_file.is_empty(), "--checksum-file"),
         ];
         if let Some((_, flag)) = needs_from.iter().find(|(is_given, _)| *is_given) {
             return Err(Failure::usage(format!(
@@ -244,28 +246,35 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         wait_all: args.wait_all,
         dry_run: args.dry_run,
         from: args.from.from.clone(),
-        checking: match args.files.checksum {
-            When::Auto => pb::Checking::Auto,
-            When::Require => pb::Checking::Require,
-            When::None => pb::Checking::None,
+        checking: match args.files.checking() {
+            Checking::Auto => pb::Checking::Auto,
+            Checking::Require => pb::Checking::Require,
+            Checking::None => pb::Checking::None,
         }
         .into(),
-        checksums: args.files.checksum_list()?,
+        checksums: args.files.checksums()?.0,
         jobs: args.files.jobs.into(),
         limits: args.files.limit.clone(),
         so_far: false,
         progress_id: random_uuid(),
     };
+    let mut scratch = None;
     runtime()?.block_on(async {
-        let client = patiently(args, &known.0, &known.1).await?;
+        let client = patiently(args, &known.0, &known.1, &mut scratch).await?;
         client
             .with(async |client| stage(args, client, request).await)
             .await
     })
 }
 
-/// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, after it.
-async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Result<Client, Failure> {
+/// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, after it. What is
+/// of no build needs no record.
+async fn patiently(
+    args: &StageArgs,
+    invocation_id: &str,
+    workspace: &str,
+    scratch: &mut Option<Scratch>,
+) -> Result<Client, Failure> {
     let begun = Instant::now();
     let mut is_announced = false;
     loop {
@@ -274,7 +283,7 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
             let found = Client::of_build(&control, &args.state, &args.cache, invocation_id, workspace);
             found.await.map(|(client, _)| client)
         } else {
-            of_collection(args, &control).await
+            of_collection(args, &control, scratch).await
         };
         match opened {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
@@ -289,16 +298,22 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
     }
 }
 
-/// The daemon, or the record. No build is needed, so the first use of all may be this: the record is then made.
-async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client, Failure> {
+/// The daemon, or this process, with a record of its own for as long as it takes.
+async fn of_collection(
+    args: &StageArgs,
+    control: &ControlArgs,
+    scratch: &mut Option<Scratch>,
+) -> Result<Client, Failure> {
     let address = DaemonAddress::new(control, &args.state, args.cache.tls.files())?;
     match address.connect().await {
         Ok(daemon) => Ok(daemon),
         Err(refused) => {
-            let mut private = std::fs::DirBuilder::new();
-            private.recursive(true).mode(0o700);
-            private.create(args.state.directory()?)?;
-            Client::here(&address, &refused.to_string(), &args.state, &args.cache).await
+            let own = scratch.insert(Scratch::temporary("outhaul-stage-")?);
+            let state = StateArgs {
+                state_dir: Some(own.path().to_owned()),
+                control_socket: None,
+            };
+            Client::here(&address, &refused.to_string(), &state, &args.cache).await
         }
     }
 }

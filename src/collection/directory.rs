@@ -8,41 +8,54 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use async_trait::async_trait;
 use rustix::{
     fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
     io::Errno,
 };
 
-use super::{Collection, Item, Listing};
+use super::{Collection, Item, Listing, Only, SIDECAR};
 use crate::{
     open_files::open_regular,
     remote::{Sink, pour},
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// A directory, or one file in it. Only regular files count, and no symlink to one.
+/// A directory, or one file in it. Of a directory, only regular files count, and symlinks to checksums.
 pub(super) struct LocalDirectory {
     path: PathBuf,
     directory: Arc<OwnedFd>,
     /// The file, if one is named.
-    only: Option<String>,
+    only: Option<Only>,
 }
 
 impl LocalDirectory {
-    /// Opens what a path leads to.
+    /// Opens what a path leads to; a file under its own name or another one.
     ///
     /// # Errors
-    /// In words, when it is not there or cannot be opened.
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+    /// In words, when it is not there or cannot be opened, or it is a directory that is given a name.
+    pub(super) fn open(path: &Path, given: Option<&str>) -> anyhow::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut real = path.to_owned();
         let (path, only) = if path.is_dir() {
+            if given.is_some() {
+                bail!("is a directory; NAME= is for one file");
+            }
             (path, None)
         } else {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.ok_or_else(|| anyhow!("does not name a file with a name in UTF-8"))?;
-            (path.parent().unwrap_or(path), Some(name.to_owned()))
+            let name_of = |path: &Path| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let name = name.ok_or_else(|| anyhow!("does not name a file with a name in UTF-8"))?;
+                Ok::<_, anyhow::Error>(name.to_owned())
+            };
+            // The user's own word, such as `latest.tar.gz`: the file is where it leads, and so is its checksum.
+            let name = name_of(path)?;
+            if path.is_symlink() {
+                real = path.canonicalize()?;
+            }
+            let only = Only::new(name_of(&real)?, Some(given.unwrap_or(&name)));
+            (real.parent().unwrap_or(&real), Some(only))
         };
         let directory = fs::open(path, flags, Mode::empty())?;
         Ok(Self {
@@ -50,6 +63,13 @@ impl LocalDirectory {
             directory: Arc::new(directory),
             only,
         })
+    }
+
+    fn name_of(&self, item: &Item) -> String {
+        match &self.only {
+            Some(only) => only.own_name(item),
+            None => item.name.clone(),
+        }
     }
 
     fn error(&self, name: &str, error: &io::Error) -> RemoteError {
@@ -69,6 +89,7 @@ impl LocalDirectory {
 /// Regular files by name, with their sizes. A name that is not UTF-8 is left out: no pattern could choose it.
 fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
     let mut items = Vec::new();
+    let mut links = 0_u64;
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else {
@@ -79,26 +100,45 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Symlink && name.ends_with(SIDECAR) {
+            items.push(Item::named(name.to_owned()));
+        } else if kind == FileType::Symlink {
+            links += 1;
+        } else if kind == FileType::RegularFile {
             items.push(Item {
                 size: u64::try_from(stat.st_size).ok(),
                 ..Item::named(name.to_owned())
             });
         }
     }
+    if links > 0 {
+        tracing::warn!(
+            links,
+            "symlinks are left out; name one itself to have it followed"
+        );
+    }
     items.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(items)
 }
 
 fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
+    if name.ends_with(SIDECAR) {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(fs::openat(directory, name, flags, Mode::empty())?);
+        let metadata = file.metadata()?;
+        if metadata.is_file() {
+            return Ok((file, metadata.len()));
+        }
+    }
     open_regular(directory, name)?.ok_or_else(|| io::Error::other("is not a regular file"))
 }
 
 #[async_trait]
 impl Collection for LocalDirectory {
     async fn list(&self) -> Result<Listing, RemoteError> {
-        if let Some(name) = &self.only {
-            return Ok(Listing::of_one(name));
+        if let Some(only) = &self.only {
+            return Ok(Listing::of_one(&only.name));
         }
         let directory = Arc::clone(&self.directory);
         let listed = tokio::task::spawn_blocking(move || entries(&directory)).await;
@@ -107,20 +147,26 @@ impl Collection for LocalDirectory {
     }
 
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
-        let (directory, name) = (Arc::clone(&self.directory), item.name.clone());
-        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &name)).await;
+        let name = self.name_of(item);
+        let error = |error: io::Error| self.error(&name, &error);
+        let (directory, of_file) = (Arc::clone(&self.directory), name.clone());
+        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &of_file)).await;
         let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
-        let (file, size) = opened.map_err(|e| self.error(&item.name, &e))?;
-        if pour(file, 0, size, &item.name, sink).await? {
+        let (file, size) = opened.map_err(error)?;
+        if pour(file, 0, size, &name, sink).await? {
             return Ok(());
         }
-        let cut = io::Error::other("the file became shorter while it was read, or cannot be read");
-        Err(self.error(&item.name, &cut))
+        let cut = "the file became shorter while it was read, or cannot be read";
+        Err(error(io::Error::other(cut)))
+    }
+
+    fn own_name(&self) -> Option<String> {
+        self.only.as_ref().map(|only| only.own.clone())
     }
 
     fn describe(&self) -> String {
         match &self.only {
-            Some(name) => self.path.join(name).display().to_string(),
+            Some(only) => self.path.join(&only.own).display().to_string(),
             None => self.path.display().to_string(),
         }
     }
@@ -140,7 +186,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("c.tar")).unwrap();
         std::fs::write(dir.path().join("c.tar/d.tar"), "d").unwrap();
         std::os::unix::fs::symlink("a.tar", dir.path().join("e.tar")).unwrap();
-        let all = LocalDirectory::open(dir.path()).unwrap();
+        let all = LocalDirectory::open(dir.path(), None).unwrap();
         let listing = all.list().await.unwrap();
         let names: Vec<_> = listing.items.iter().map(|i| (&*i.name, i.size)).collect();
         assert_eq!(names, [("a.tar", Some(1)), ("b.tar", Some(3_000_000))]);
@@ -160,10 +206,36 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.to_string().contains(name), "{error}");
         }
-        let one = LocalDirectory::open(&dir.path().join("a.tar")).unwrap();
+        let one = LocalDirectory::open(&dir.path().join("a.tar"), None).unwrap();
         let listing = one.list().await.unwrap();
         assert!(!listing.is_complete);
         assert_eq!(listing.items, [Item::named("a.tar".to_owned())]);
-        assert!(LocalDirectory::open(&dir.path().join("no/such.tar")).is_err());
+        assert!(LocalDirectory::open(&dir.path().join("no/such.tar"), None).is_err());
+        assert!(LocalDirectory::open(dir.path(), Some("x.tar")).is_err());
+        std::os::unix::fs::symlink("f.sum", dir.path().join("f.tar.sha256sum")).unwrap();
+        std::fs::write(dir.path().join("f.sum"), "sum of f").unwrap();
+        let sum = Item::named("f.tar.sha256sum".to_owned());
+        assert!(all.list().await.unwrap().items.contains(&sum));
+        let link = LocalDirectory::open(&dir.path().join("e.tar"), None).unwrap();
+        let listed = link.list().await.unwrap().items;
+        assert_eq!(listed, [Item::named("e.tar".to_owned())]);
+        for (from, item, bytes) in [(&all, &sum, "sum of f"), (&link, &listed[0], "a")] {
+            let mut kept = Collect::default();
+            from.read(item, &mut kept).await.unwrap();
+            assert_eq!(kept.into_bytes(), bytes.as_bytes());
+        }
+        assert_eq!(link.own_name().as_deref(), Some("a.tar"));
+        let other = LocalDirectory::open(&dir.path().join("a.tar"), Some("x.zip")).unwrap();
+        assert_eq!(
+            other.list().await.unwrap().items,
+            [Item::named("x.zip".to_owned())]
+        );
+        std::fs::write(dir.path().join("a.tar.sha256sum"), "sum").unwrap();
+        for (name, bytes) in [("x.zip", "a"), ("x.zip.sha256sum", "sum")] {
+            let mut kept = Collect::default();
+            let item = Item::named(name.to_owned());
+            other.read(&item, &mut kept).await.unwrap();
+            assert_eq!(kept.into_bytes(), bytes.as_bytes(), "{name}");
+        }
     }
 }

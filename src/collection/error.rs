@@ -24,7 +24,7 @@ pub(crate) enum CollectionError {
     #[error(transparent)]
     Choice(#[from] ChoiceError),
     /// A file with checksums cannot be used.
-    #[error("{file}: {reason}")]
+    #[error("{file}: {reason} (to download without checksums, use --checksum=none)")]
     Checksum {
         /// The file.
         file: String,
@@ -33,8 +33,8 @@ pub(crate) enum CollectionError {
     },
     /// There is no checksum, but there must be one.
     #[error(
-        "{name}: no checksum, so its upload may be unfinished: there is no {name}{SIDECAR} beside it (to download it \
-         without a checksum, use --checksum=auto)"
+        "{name}: no checksum, so its upload may be unfinished: no --checksum-file names it, and there is no \
+         {name}{SIDECAR} beside it (to download it without a checksum, use --checksum=auto)"
     )]
     NoChecksum {
         /// The archive's file name.
@@ -53,8 +53,8 @@ pub(crate) enum CollectionError {
     /// The name does not say what it is.
     #[error(
         "{name}: is not a file name of an archive that can be unpacked (.tar, .tar.gz, .tgz, .tar.zst, .tzst, \
-         .tar.xz, .txz or .zip); give it one by NAME= if it is a digest or at an http:// or https:// URL, or do not \
-         unpack it (`fetch archive --no-extract`, or `stage` without --flatten)"
+         .tar.xz, .txz or .zip); write NAME=URL or NAME=DIGEST to give it one, end the URL of a directory with a slash, or \
+         do not unpack it (`fetch archive --no-extract`, or `stage` without --flatten)"
     )]
     NoArchive {
         /// The name.
@@ -75,7 +75,10 @@ pub(crate) enum CollectionError {
         name: String,
     },
     /// Two archives have one place.
-    #[error("{first} and {second} would both go to {place}; leave one out with --exclude")]
+    #[error(
+        "{first} and {second} would both go to {place}; write NAME=URL or NAME=DIGEST to give one of them another name, or \
+         leave one out with --exclude"
+    )]
     SamePlace {
         /// The one.
         first: String,

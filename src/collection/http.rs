@@ -215,6 +215,11 @@ impl Collection for HttpFiles {
         Ok(Listing::whole(files?))
     }
 
+    fn own_name(&self) -> Option<String> {
+        let of_url = self.address.file_name().ok();
+        of_url.filter(|name| self.only.is_some() && !name.is_empty())
+    }
+
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
         resume::read(self, item, &self.patience, sink).await
     }

@@ -126,8 +126,44 @@ pub(crate) trait Collection: Send + Sync + 'static {
         None
     }
 
+    /// The name that its only file has there, which may be another one than it is given here.
+    fn own_name(&self) -> Option<String> {
+        None
+    }
+
+    /// What a file's bytes must be, where the collection itself keeps that.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or has no such file.
+    async fn stored_checksum(&self, _item: &Item) -> Result<Option<Checksum>, RemoteError> {
+        Ok(None)
+    }
+
     /// Where it is, for messages; without credentials.
     fn describe(&self) -> String;
+}
+
+/// The one file that a URL names, where it is not all of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Only {
+    /// Its name there.
+    own: String,
+    /// The name that it is given.
+    name: String,
+}
+
+impl Only {
+    /// Under its own name or another one.
+    fn new(own: String, given: Option<&str>) -> Self {
+        let name = given.map_or_else(|| own.clone(), str::to_owned);
+        Self { own, name }
+    }
+
+    /// What is called so there: this file, or the one beside it with its checksum.
+    fn own_name(&self, item: &Item) -> String {
+        let suffix = item.name.strip_prefix(&*self.name).unwrap_or(SIDECAR);
+        format!("{}{suffix}", self.own)
+    }
 }
 
 /// Whether a file can be put into a directory under this name.

@@ -5,21 +5,23 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::anyhow;
 use percent_encoding::percent_decode_str;
 
-#[cfg(feature = "object-stores")]
-use super::bucket::BucketDirectory;
 use super::{
     Collection, Patience, address::Address, directory::LocalDirectory, http::HttpFiles, is_file_name,
 };
+#[cfg(feature = "object-stores")]
+use super::{Only, bucket::BucketDirectory};
 #[cfg(feature = "object-stores")]
 use crate::{remote::object::Bucket, transport::BucketAddress};
 use crate::{
     remote::{RemoteOptions, WrittenDigest},
     transport::{
         Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
-        without_user_info,
+        without_secrets,
     },
 };
 
+/// What the URI of a blob begins with.
+const BLOBS: &str = "bytestream://";
 /// The hosts that Google's credentials are for.
 const GOOGLE: &str = "storage.googleapis.com";
 
@@ -61,11 +63,18 @@ impl<'a> Source<'a> {
             Some((name, location)) if is_file_name(name) => (Some(name), location),
             _ => (None, text),
         };
-        let location = if location.contains("://") {
+        let location = if location.contains("://") && !location.starts_with(BLOBS) {
             Location::Url(location)
         } else {
             let written = location.parse();
-            Location::Blob(written.map_err(|_| "is neither a URL nor a digest (HASH/SIZE, or HASH)")?)
+            let is_path = location.starts_with(['/', '.', '~']) || location.starts_with("file:");
+            Location::Blob(written.map_err(|_| {
+                if is_path {
+                    "is a path; write it as file:///DIRECTORY/ or file:///DIRECTORY/FILE"
+                } else {
+                    "is neither a URL nor a digest (HASH/SIZE, or HASH)"
+                }
+            })?)
         };
         Ok(Self { name, location })
     }
@@ -81,7 +90,7 @@ pub(crate) fn open(
     access: &Access,
 ) -> Result<Arc<dyn Collection>, RemoteError> {
     // In a query may be a signature.
-    let shown = without_user_info(url.split(['?', '#']).next().unwrap_or(url));
+    let shown = without_secrets(url);
     let error = |reason: anyhow::Error| RemoteError::config(shown.clone(), reason);
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err(error(anyhow!("is not a URL")));
@@ -94,14 +103,8 @@ pub(crate) fn open(
             if !path.starts_with('/') {
                 return Err(error(anyhow!("must have an absolute path: file:///DIR/")));
             }
-            if name.is_some() {
-                return Err(error(anyhow!(
-                    "has a name of its own; NAME= is for https:// and digests"
-                )));
-            }
-            Ok(Arc::new(
-                LocalDirectory::open(&PathBuf::from(&*path)).map_err(error)?,
-            ))
+            let path = PathBuf::from(&*path);
+            Ok(Arc::new(LocalDirectory::open(&path, name).map_err(error)?))
         }
         "http" | "https" => {
             let address = Address::parse(url).map_err(error)?;
@@ -128,10 +131,7 @@ pub(crate) fn open(
                 address,
             }))
         }
-        "s3" | "gs" | "az" if name.is_some() => Err(error(anyhow!(
-            "has a name of its own; NAME= is for https:// and digests"
-        ))),
-        "s3" | "gs" | "az" => bucket(url, access),
+        "s3" | "gs" | "az" => bucket(url, name, access),
         _ => Err(error(anyhow!(
             "unknown scheme; use file://, http://, https://, s3://, gs:// or az://"
         ))),
@@ -140,14 +140,17 @@ pub(crate) fn open(
 
 /// The objects right below a prefix that ends in a slash, or one object.
 #[cfg(feature = "object-stores")]
-fn bucket(url: &str, access: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
+fn bucket(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
     let mut endpoint = Endpoint::parse_cache("URL", url)?;
     let mut only = None;
     if !url.split('?').next().unwrap_or(url).ends_with('/')
-        && let Some((parent, name)) = endpoint.bucket().and_then(BucketAddress::split_last)
+        && let Some((parent, own)) = endpoint.bucket().and_then(BucketAddress::split_last)
     {
         endpoint = Endpoint::parse_cache("URL", &parent.to_string())?;
-        only = Some(name);
+        only = Some(Only::new(own, name));
+    } else if name.is_some() {
+        let reason = "is a prefix; NAME= is for one object";
+        return Err(RemoteError::config(without_secrets(url), reason));
     }
     let mut options = access.options.clone();
     options.connect.endpoint = endpoint;
@@ -163,10 +166,9 @@ fn bucket(url: &str, access: &Access) -> Result<Arc<dyn Collection>, RemoteError
 }
 
 #[cfg(not(feature = "object-stores"))]
-fn bucket(url: &str, _: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
-    let location = url.split('?').next().unwrap_or(url);
+fn bucket(url: &str, _: Option<&str>, _: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
     let message = "this outhaul was built without object stores (the feature object-stores)";
-    Err(RemoteError::config(without_user_info(location), message))
+    Err(RemoteError::config(without_secrets(url), message))
 }
 
 /// The server that credentials are for. A helper is to know whether they are sent in clear.

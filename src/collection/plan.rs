@@ -199,11 +199,17 @@ async fn check(wanted: &mut Wanted, checking: Checking, list: &Checksums) -> Res
     if wanted.checksum.is_some() || checking == Checking::None {
         return Ok(());
     }
-    wanted.checksum = match list.get(&wanted.item.name) {
+    // A list has the name that the file has there.
+    let own = wanted.collection.own_name();
+    let listed = list.get(&wanted.item.name);
+    wanted.checksum = match listed.or_else(|| list.get(own.as_deref()?)) {
         Some(sum) => Some(sum.clone()),
         None if wanted.has_sidecar == Some(false) => None,
         None => beside(wanted).await?,
     };
+    if wanted.checksum.is_none() {
+        wanted.checksum = stored(wanted).await?;
+    }
     if wanted.checksum.is_none() && checking == Checking::Require {
         let name = wanted.item.name.clone();
         return Err(CollectionError::NoChecksum { name });
@@ -229,6 +235,21 @@ pub(crate) async fn check_all(
         .await
 }
 
+/// The checksum that the store keeps. One that says nothing to us now may well let us read.
+async fn stored(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
+    match wanted.collection.stored_checksum(&wanted.item).await {
+        Err(error) if error.is_not_found() || may_not_ask(&error) => Ok(None),
+        told => Ok(told?),
+    }
+}
+
+fn may_not_ask(error: &RemoteError) -> bool {
+    matches!(
+        error.kind,
+        RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated | RemoteErrorKind::Rejected
+    )
+}
+
 /// The checksum in the file beside an archive.
 async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
     let item = Item::named(format!("{}{SIDECAR}", wanted.item.name));
@@ -238,18 +259,12 @@ async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
         Err(error) if error.is_not_found() => return Ok(None),
         // A store that one may not list refuses what is not there, and so does one whose URLs are signed for one name. If it
         // lets nobody in, the archive is not read either.
-        Err(error)
-            if wanted.has_sidecar.is_none()
-                && matches!(
-                    error.kind,
-                    RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated | RemoteErrorKind::Rejected
-                ) =>
-        {
-            return Ok(None);
-        }
+        Err(error) if wanted.has_sidecar.is_none() && may_not_ask(&error) => return Ok(None),
         Err(error) => return Err(RemoteError::into(error)),
     }
-    let sum = Checksum::of_sidecar(&text.text(), &wanted.item.name);
+    let name = wanted.collection.own_name();
+    let name = name.as_deref().unwrap_or(&wanted.item.name);
+    let sum = Checksum::of_sidecar(&text.text(), name);
     sum.map(Some).map_err(|reason| CollectionError::Checksum {
         file: format!("{}{SIDECAR}", wanted.address()),
         reason,

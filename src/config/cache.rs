@@ -225,7 +225,13 @@ impl CacheArgs {
             return Ok(None);
         };
         let error = |reason: &str| ConfigError::new(format!("--disk-cache={}", directory.display()), reason);
-        let path = std::path::absolute(directory).map_err(|e| error(&e.to_string()))?;
+        // No shell expands it after a `=`, and Bazel does.
+        let path = match directory.strip_prefix("~") {
+            Ok(below) => std::env::home_dir()
+                .ok_or_else(|| error("there is no home directory; write the whole path"))?
+                .join(below),
+            Err(_) => std::path::absolute(directory).map_err(|e| error(&e.to_string()))?,
+        };
         let endpoint = Endpoint::directory(path).ok_or_else(|| error("not a directory's path"))?;
         Ok(Some(self.options(endpoint)?))
     }

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     access::{Rules, Token},
     bes::BesAddress,
-    stage::{Origin, Origins, Reach, without_secrets},
-    transport::{ConnectOptions, Endpoint, TlsFiles, without_user_info},
+    stage::{Origin, Origins, Reach},
+    transport::{ConnectOptions, Endpoint, TlsFiles, without_secrets, without_user_info},
 };
 
 /// Flags of the daemon's control port.

@@ -112,11 +112,7 @@ fn chart(timeline: &mut Timeline, completion: &Completion, now_us: i64) {
 impl Actor {
     /// Starts the task of one invocation, with what is on record of one that comes again. A caller that asks before its
     /// events have come learns at least which build it is.
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        key: &StreamKey,
-        recorded: Option<InvocationRow>,
-    ) -> Task {
+    pub(super) fn start(shared: Arc<Shared>, key: &StreamKey, recorded: Option<InvocationRow>) -> Task {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (completions, completed) = mpsc::unbounded_channel();
         let recorded = recorded.unwrap_or_default();

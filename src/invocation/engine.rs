@@ -133,9 +133,7 @@ impl Engine {
             let tasks = live.values().flat_map(HashMap::values);
             tasks.filter(|task| !task.is_recorded()).cloned().collect()
         };
-        let asked = unrecorded
-            .iter()
-            .map(|task| ask(&task.inbox, Message::Snapshot));
+        let asked = unrecorded.iter().map(|task| ask(&task.inbox, Message::Snapshot));
         let _ = tokio::time::timeout(CATCH_UP, join_all(asked)).await;
     }
 

@@ -8,7 +8,8 @@ use crate::{
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// A digest with a size or without one, and perhaps with the name of its function: `[FUNCTION/]HASH[/SIZE]`.
+/// A digest with a size or without one, and perhaps with the name of its function: `[FUNCTION/]HASH[/SIZE]`, or
+/// `FUNCTION:HASH` as we print it, or the `bytestream://` URI of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WrittenDigest {
     named: Option<DigestFunction>,
@@ -21,6 +22,12 @@ impl FromStr for WrittenDigest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
+        let text = match text.split_once("://") {
+            Some(("bytestream", place)) => place.rsplit_once("/blobs/").map_or(place, |(_, blob)| blob),
+            _ => text,
+        };
+        let text = text.replacen(':', "/", 1);
+        let text = text.as_str();
         let (named, rest) = match text.split_once('/') {
             Some((name, rest)) => match name.parse::<DigestFunction>() {
                 Ok(function) => (Some(function), rest),
@@ -59,8 +66,12 @@ impl WrittenDigest {
             Ok(_) => function,
             Err(_) => self.digest.function(),
         };
+        let empty = Digest::of(function, b"");
         let size = if self.is_sized {
             Some(self.digest.size())
+        } else if empty.hash() == hash {
+            // Nobody uploads it.
+            Some(0)
         } else {
             store.blob_size(function, hash).await?
         };

@@ -16,11 +16,8 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    error::StageError,
-    origin::{Origins, without_secrets},
-};
-use crate::materialize::place::resolve;
+use super::{error::StageError, origin::Origins};
+use crate::{materialize::place::resolve, transport::without_secrets};
 
 const DIRECTORY: OFlags = OFlags::PATH
     .union(OFlags::DIRECTORY)

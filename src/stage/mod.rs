@@ -49,7 +49,7 @@ pub(crate) use self::{
     ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},
     gather::Archives,
-    origin::{Origin, Origins, remembered, without_secrets},
+    origin::{Origin, Origins, remembered},
     request::{Manner, Wish},
     stager::Stager,
 };

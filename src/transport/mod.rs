@@ -16,6 +16,7 @@ pub(crate) mod https;
 pub(crate) mod netrc;
 mod options;
 mod retry_after;
+mod shown;
 mod tls;
 
 pub(crate) use auth::Auth;
@@ -35,4 +36,5 @@ pub use header::Header;
 pub(crate) use http_client::{HttpClient, HttpFault};
 pub(crate) use options::ConnectOptions;
 pub(crate) use retry_after::retry_after;
+pub(crate) use shown::{HIDDEN, without_secrets};
 pub(crate) use tls::TlsFiles;

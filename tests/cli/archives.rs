@@ -224,9 +224,33 @@ async fn a_wrong_request_is_refused_before_anything_is_downloaded() {
         (
             vec!["https://me:s3cret@h/a%2Fb?sig=s3cret"],
             2,
-            vec!["@h/a%2Fb: ", "NAME=URL"],
+            vec!["https://h/a%2Fb: ", "NAME=URL"],
         ),
         (vec!["in/a.tar"], 2, vec!["in/a.tar"]),
+        (vec!["./in/a.tar"], 2, vec!["./in/a.tar", "file:///"]),
+        (vec!["user:s3cret@h/a.tar"], 2, vec!["h/a.tar: ", "neither"]),
+        (vec!["http:/user:s3cret@h/a.tar"], 2, vec!["h/a.tar: ", "neither"]),
+        (vec!["h/a.tar?sig=s3cret"], 2, vec!["h/a.tar: ", "neither"]),
+        (
+            vec!["http://user:s3cret/x@h/a.tar"],
+            2,
+            vec!["http://***", "port"],
+        ),
+        (
+            vec!["http://user:s3cret#x@h/a.tar"],
+            2,
+            vec!["http://***", "port"],
+        ),
+        (
+            vec!["http://user:s3cret?x@h/a.tar"],
+            2,
+            vec!["http://***", "port"],
+        ),
+        (
+            vec!["http://user:s3cret@h:99999/a.tar"],
+            2,
+            vec!["http://h:99999/a.tar", "65535"],
+        ),
         (vec![&format!("{}/7", sha256(b"a"))], 2, vec!["--remote-cache"]),
     ] {
         let ran = archives.fetch(&args).await.says(code, &parts);
@@ -305,7 +329,7 @@ async fn an_archive_in_the_cache_is_named_by_its_digest() {
     archives
         .fetch(&[&digest, &cache])
         .await
-        .says(1, &["give it one by NAME=", "--no-extract"]);
+        .says(1, &["write NAME=URL", "--no-extract"]);
     archives.fetch(&[&digest, &cache, "--no-extract"]).await.expect(0);
     let kept = std::fs::read(archives.path("out").join(sha256(&bytes))).unwrap();
     assert_eq!(kept, bytes);

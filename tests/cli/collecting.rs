@@ -460,23 +460,30 @@ async fn a_set_that_cannot_be_is_refused_before_anything_is_written() {
             .await
             .says(2, &[flag.split('=').next().unwrap(), part]);
     }
+    let both = [&*sums, "--checksum=none"];
+    place
+        .stage(&both)
+        .await
+        .says(2, &["--checksum-file", "--checksum=none"]);
     // Verified only if that is asked for.
-    place.stage(&[&sums, "--checksum=none"]).await.expect(0);
+    place.stage(&["--checksum=none"]).await.expect(0);
     place.0.file("b.bin", b"other");
     place.stage(&[&sums, "--checksum=require"]).await.expect(0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_use_of_all_makes_a_state_directory_for_its_user_alone() {
-    use std::os::unix::fs::PermissionsExt as _;
+async fn files_of_no_build_need_no_state_directory_and_wait_for_no_other_command() {
     let place = Place::new();
     place.0.file("a.bin", b"aa");
     place.stage(&[]).await.expect(0);
-    let mode = std::fs::metadata(place.0.path("state"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o700);
+    assert!(!place.0.path("state").exists());
+    // As another command has it.
+    let state = place.0.path("state");
+    let (record, _) = outhaul::record::Record::open(&state).unwrap();
+    place.0.file("b.bin", b"b");
+    place.stage(&[]).await.expect(0);
+    assert_eq!(place.found().len(), 2);
+    drop(record);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -463,7 +463,7 @@ fn every_limit_ends_an_archive_that_is_over_it() {
         how.limits.set(limit, value);
         let error = how.error(&bytes);
         assert!(
-            error.contains(&format!("limit {limit}={value};")),
+            error.contains(&format!("limit {limit}={};", limit.shown(value))),
             "{limit}: {error}"
         );
     }

@@ -30,6 +30,7 @@ use crate::{
     digest::Digest,
     output::Class,
     printable::printable,
+    transport::without_secrets,
     units::{show_count, show_duration, show_size},
 };
 
@@ -141,7 +142,7 @@ pub(super) async fn main(args: ArchiveArgs) -> Result<u8, Failure> {
 async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
     let begun = Instant::now();
     let choice = Arc::new(Choice::new(&args.patterns()).map_err(Failure::usage)?);
-    let list = Arc::new(args.files.checksums()?);
+    let list = Arc::new(args.files.checksums()?.1);
     let extraction = args.extraction()?;
     let collections = args.collections().await?;
     let wanted = choose(&collections, &choice, Offer::Archives)
@@ -299,7 +300,7 @@ impl ArchiveArgs {
         let mut cache = None;
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
         for text in &self.sources {
-            let neither = |reason| Failure::usage(format!("{text}: {reason}"));
+            let neither = |reason| Failure::usage(format!("{}: {reason}", without_secrets(text)));
             let Source { name, location } = Source::parse(text).map_err(neither)?;
             let written = match location {
                 Location::Url(url) => {

@@ -306,7 +306,11 @@ mod tests {
             ("/w", "build", true),
             ("/w/", "test", true),
         ] {
-            assert_eq!(chooser.fits(&row("new", workspace, command, 20)), fits, "{workspace} {command}");
+            assert_eq!(
+                chooser.fits(&row("new", workspace, command, 20)),
+                fits,
+                "{workspace} {command}"
+            );
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::{sync::OnceCell, time::Instant};
 use super::{
     credentials::{self, Environment, Opened},
     fault::{Broken, Refusal, explain, find},
-    service::Streamed,
+    service::{StoredSha256, Streamed},
 };
 use crate::{
     remote::{
@@ -361,6 +361,26 @@ impl Bucket {
         } else {
             Err(error)
         }
+    }
+
+    /// The SHA-256 that S3 keeps of an object, if it was uploaded with one; no other store has any. Asks once.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, refuses, or has no such object.
+    pub(crate) async fn sha256(&self, name: &str) -> Result<Option<[u8; 32]>, RemoteError> {
+        if self.address.provider != Provider::S3 {
+            return Ok(None);
+        }
+        let context = self.context(name);
+        self.ready(&context).await?;
+        let path = self.path(&context, name)?;
+        let asked = GetOptions {
+            head: true,
+            ..GetOptions::default()
+        };
+        let found = self.opened.store.get_opts(&path, asked).await;
+        let found = found.map_err(|error| self.refused(context, &error))?;
+        Ok(found.extensions.get::<StoredSha256>().map(|sum| sum.0))
     }
 
     /// Asks once whether the bucket is there and lets us in.

@@ -157,6 +157,9 @@ impl Refusal {
             _ => match self.kind() {
                 RemoteErrorKind::Denied => "permission denied by the store",
                 RemoteErrorKind::Unauthenticated => "the store requires credentials",
+                RemoteErrorKind::Config if self.code == "InvalidBucketName" => {
+                    "the store takes no buckets of this name"
+                }
                 RemoteErrorKind::Config if matches!(self.status, 301 | 307 | 308 | 400) => {
                     "the bucket is elsewhere"
                 }

@@ -3,9 +3,10 @@
 use std::{error::Error as _, time::Duration};
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, StatusCode, Uri,
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
     header::{AUTHORIZATION, CONTENT_RANGE, RANGE},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -36,6 +37,28 @@ pub(super) const PARALLEL: usize = 64;
 /// Marks requests for objects: their bytes are handed on as they come. All other answers are read as a whole.
 #[derive(Clone, Copy)]
 pub(super) struct Streamed;
+
+/// The SHA-256 of the whole object, as S3 keeps it for what was uploaded with one.
+#[derive(Clone, Copy)]
+pub(super) struct StoredSha256(pub(super) [u8; 32]);
+
+/// Has S3 say it: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html>.
+pub(super) const CHECKSUM_MODE: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("x-amz-checksum-mode"),
+    HeaderValue::from_static("ENABLED"),
+);
+
+impl StoredSha256 {
+    /// What an answer says. That of an object which was uploaded in parts, and not as a whole, is of the parts' hashes.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let of_parts = headers
+            .get("x-amz-checksum-type")
+            .is_some_and(|kind| kind != "FULL_OBJECT");
+        let sum = headers.get("x-amz-checksum-sha256").filter(|_| !of_parts)?;
+        let sum = STANDARD.decode(sum).ok()?;
+        sum.try_into().ok().map(Self)
+    }
+}
 
 /// Makes the services.
 #[derive(Clone)]
@@ -129,6 +152,9 @@ impl Service {
         let answer = tokio::time::timeout(patience, self.connector.client.request(request)).await;
         let (mut parts, body) = answer.map_err(|_| slow())?.map_err(failed)?.into_parts();
         if parts.status.is_success() {
+            if let Some(sum) = StoredSha256::of(&parts.headers) {
+                parts.extensions.insert(sum);
+            }
             if ranged && parts.status == StatusCode::OK {
                 // Some say the range, and not that there is one.
                 if !parts.headers.contains_key(CONTENT_RANGE) {

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Archives, EXTRACT, Gather, Source};
 use crate::{
-    archive::{Limit, Mode},
+    archive::{Format, Limit, Mode},
     collection::{
         BlobArchive, Choice, Collection, CollectionError, Location, Offer, Patterns, Source as Named, Wanted,
         check_all, choose, open, own_directory,
@@ -16,9 +16,10 @@ use crate::{
     stage::{
         destination::Reach,
         error::StageError,
-        origin::{HIDDEN, remembered, without_secrets},
+        origin::remembered,
         request::{COMPILED, Wish},
     },
+    transport::{HIDDEN, without_secrets},
 };
 
 /// URLs and digests of one request, and bytes of all of them.
@@ -170,6 +171,12 @@ impl Gather {
         let name = ExecPath::new(&wanted.item.name).map_err(|e| StageError::Internal(e.to_string()))?;
         let (mode, place) = match (wanted.format, wish) {
             (None, Wish { flatten: true, .. }) => {
+                let name = wanted.item.name;
+                return Err(CollectionError::NoArchive { name }.into());
+            }
+            (None, Wish { extract: true, .. })
+                if wanted.is_named && Format::is_unknown(&wanted.item.name) =>
+            {
                 let name = wanted.item.name;
                 return Err(CollectionError::NoArchive { name }.into());
             }
