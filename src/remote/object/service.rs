@@ -236,3 +236,36 @@ fn sent(uri: &Uri, headers: &HeaderMap) -> Secrets {
     }
     Secrets::of(secrets.iter().map(String::as_str))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_checksum_of_a_whole_object_counts() {
+        // Of `abc`.
+        const SUM: &str = "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
+        for (sum, kind, is_one) in [
+            (Some(SUM), None, true),
+            (Some(SUM), Some("FULL_OBJECT"), true),
+            (Some(SUM), Some("COMPOSITE"), false),
+            (
+                Some("ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=-2"),
+                None,
+                false,
+            ),
+            (Some("AAAA"), None, false),
+            (None, Some("FULL_OBJECT"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [("x-amz-checksum-sha256", sum), ("x-amz-checksum-type", kind)] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_static(value));
+                }
+            }
+            let found = StoredSha256::of(&headers).map(|sum| hex::encode(sum.0));
+            let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+            assert_eq!(found.as_deref(), is_one.then_some(expected), "{sum:?} {kind:?}");
+        }
+    }
+}
