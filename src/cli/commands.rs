@@ -121,7 +121,8 @@ pub fn main() -> ExitCode {
     };
     let default = match &cli.command {
         Command::Serve(_) => "info",
-        // What is left out, and sent unencrypted, is nobody else's to say.
+        // What is left out, and sent unencrypted, is nobody else's to say. What is missing of a build is.
+        Command::Fetch(fetch::FetchCommand::Bep(_)) => "error",
         Command::Fetch(_) | Command::Stage(_) => "warn",
         _ => "error",
     };

@@ -53,8 +53,7 @@ impl BucketDirectory {
 
     /// Whether a name is that of a prefix, as far as that can be known.
     async fn has_below(&self, name: &str) -> bool {
-        let listed = self.bucket.list(name).await;
-        listed.is_ok_and(|listed| !listed.is_empty())
+        self.bucket.has_below(name).await.unwrap_or(false)
     }
 }
 
@@ -84,7 +83,9 @@ impl Collection for BucketDirectory {
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
         let read = resume::read(self, item, &self.patience, sink).await;
         match (read, &self.only) {
-            (Err(error), Some(only)) if error.is_not_found() && self.has_below(&only.own).await => {
+            (Err(error), Some(only))
+                if error.is_not_found() && item.name == only.name && self.has_below(&only.own).await =>
+            {
                 let message = format!(
                     "{}; for what is below it, end the URL with a slash",
                     error.message

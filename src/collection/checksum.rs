@@ -38,7 +38,7 @@ impl Checksum {
         let mut found: Option<Self> = None;
         let mut others = Vec::new();
         for (number, line) in lines {
-            let alone = Self::from_hex(line).map(|sum| (sum, name.to_owned()));
+            let alone = Self::from_hex(line.trim_end()).map(|sum| (sum, name.to_owned()));
             let Some((sum, named)) = alone.map_or_else(|| line_of(number, line), |line| Ok(Some(line)))?
             else {
                 continue;
@@ -243,6 +243,7 @@ mod tests {
         for text in [
             A.to_owned(),
             format!("{A}\n"),
+            format!("{A}  \n"),
             format!("{}\r\n", A.to_uppercase()),
             format!("{A}  a.tar\n"),
             format!("{A} *build/a.tar\n"),

@@ -1,6 +1,7 @@
 //! Files in a directory of this machine.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     os::fd::OwnedFd,
@@ -88,7 +89,7 @@ impl LocalDirectory {
 
 /// Regular files by name, with their sizes. A name that is not UTF-8 is left out: no pattern could choose it.
 fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
-    let mut items = Vec::new();
+    let (mut items, mut sums) = (Vec::new(), Vec::new());
     let mut links = 0_u64;
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
@@ -102,7 +103,7 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Symlink && name.ends_with(SIDECAR) {
-            items.push(Item::named(name.to_owned()));
+            sums.push(Item::named(name.to_owned()));
         } else if kind == FileType::Symlink {
             links += 1;
         } else if kind == FileType::RegularFile {
@@ -118,13 +119,22 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
             "symlinks are left out; name one itself to have it followed"
         );
     }
+    // Of anything else, they are symlinks like others.
+    let files: HashSet<&str> = items.iter().map(|item| &*item.name).collect();
+    sums.retain(|sum| {
+        sum.name
+            .strip_suffix(SIDECAR)
+            .is_some_and(|of| files.contains(of))
+    });
+    items.append(&mut sums);
     items.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(items)
 }
 
-fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
-    if name.ends_with(SIDECAR) {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+/// Opens a regular file; with `follows`, also where a symlink leads.
+fn open_file(directory: &OwnedFd, name: &str, follows: bool) -> io::Result<(File, u64)> {
+    if follows {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(fs::openat(directory, name, flags, Mode::empty())?);
         let metadata = file.metadata()?;
         if metadata.is_file() {
@@ -150,7 +160,9 @@ impl Collection for LocalDirectory {
         let name = self.name_of(item);
         let error = |error: io::Error| self.error(&name, &error);
         let (directory, of_file) = (Arc::clone(&self.directory), name.clone());
-        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &of_file)).await;
+        // What is listed as a file is no symlink, unless somebody has replaced it.
+        let is_sum = item.size.is_none() && name.ends_with(SIDECAR);
+        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &of_file, is_sum)).await;
         let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
         let (file, size) = opened.map_err(error)?;
         if pour(file, 0, size, &name, sink).await? {
@@ -212,10 +224,17 @@ mod tests {
         assert_eq!(listing.items, [Item::named("a.tar".to_owned())]);
         assert!(LocalDirectory::open(&dir.path().join("no/such.tar"), None).is_err());
         assert!(LocalDirectory::open(dir.path(), Some("x.tar")).is_err());
-        std::os::unix::fs::symlink("f.sum", dir.path().join("f.tar.sha256sum")).unwrap();
+        for name in ["b.tar.sha256sum", "of-none.sha256sum"] {
+            std::os::unix::fs::symlink("f.sum", dir.path().join(name)).unwrap();
+        }
         std::fs::write(dir.path().join("f.sum"), "sum of f").unwrap();
-        let sum = Item::named("f.tar.sha256sum".to_owned());
-        assert!(all.list().await.unwrap().items.contains(&sum));
+        let sum = Item::named("b.tar.sha256sum".to_owned());
+        let items = all.list().await.unwrap().items;
+        assert!(items.contains(&sum));
+        assert!(
+            !items.iter().any(|item| item.name == "of-none.sha256sum"),
+            "{items:?}"
+        );
         let link = LocalDirectory::open(&dir.path().join("e.tar"), None).unwrap();
         let listed = link.list().await.unwrap().items;
         assert_eq!(listed, [Item::named("e.tar".to_owned())]);

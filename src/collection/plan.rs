@@ -208,7 +208,7 @@ async fn check(wanted: &mut Wanted, checking: Checking, list: &Checksums) -> Res
         None => beside(wanted).await?,
     };
     if wanted.checksum.is_none() {
-        wanted.checksum = stored(wanted).await?;
+        wanted.checksum = stored(wanted, checking).await?;
     }
     if wanted.checksum.is_none() && checking == Checking::Require {
         let name = wanted.item.name.clone();
@@ -235,11 +235,15 @@ pub(crate) async fn check_all(
         .await
 }
 
-/// The checksum that the store keeps. One that says nothing to us now may well let us read.
-async fn stored(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
+/// The checksum that the store keeps. One that does not say may well let us read.
+async fn stored(wanted: &Wanted, checking: Checking) -> Result<Option<Checksum>, CollectionError> {
     match wanted.collection.stored_checksum(&wanted.item).await {
-        Err(error) if error.is_not_found() || may_not_ask(&error) => Ok(None),
-        told => Ok(told?),
+        Err(error) if checking == Checking::Require && !error.is_not_found() => Err(error.into()),
+        Err(error) => {
+            tracing::debug!(%error, "the store does not say a checksum");
+            Ok(None)
+        }
+        Ok(sum) => Ok(sum),
     }
 }
 

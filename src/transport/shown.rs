@@ -7,9 +7,13 @@ pub(crate) const HIDDEN: &str = "://***";
 /// signature. The same URL gives the same text. Of one that may have a password with a `/`, `?` or `#` in it, only the
 /// scheme is left.
 pub(crate) fn without_secrets(url: &str) -> String {
-    let place = url.split(['?', '#']).next().unwrap_or(url);
+    let cut = |text: &str| text.split(['?', '#']).next().unwrap_or(text).to_owned();
+    if !url.contains("://") {
+        return cut(url.rsplit('@').next().unwrap_or(url));
+    }
+    let place = cut(url);
     let Some((scheme, rest)) = place.split_once("://") else {
-        return place.rsplit('@').next().unwrap_or(place).to_owned();
+        return String::new();
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = authority.rsplit('@').next().unwrap_or(authority);
@@ -42,6 +46,9 @@ mod tests {
             ("x.tar=https://u:p@h/a", "x.tar=https://h/a"),
             ("s3://b/p/?endpoint=http://h", "s3://b/p/"),
             ("u:p@h/x", "h/x"),
+            ("u:p?w@h/x", "h/x"),
+            ("https:/u:p#w@h/x?sig=s", "h/x"),
+            ("u:p?w://@h", ""),
             ("s3://AKIA:abc@bucket/p/", "s3://bucket/p/"),
             ("s3://AKIA:abc/def@bucket/p/", "s3://***"),
             ("s3://AKIA:123/def@bucket/p/", "s3://***"),

@@ -371,7 +371,7 @@ impl Host {
                      action cache",
                 ),
                 Ok(Deleted::Directory(directory)) => Mode::Unable(format!(
-                    "Bazel downloads outputs itself: {} was deleted, and it may not name what belongs there if it downloads nothing",
+                    "Bazel downloads outputs itself: {} is not there, and it may not name what belongs there if it downloads nothing",
                     directory.display()
                 )),
                 Err(_) => {

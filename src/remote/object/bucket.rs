@@ -363,7 +363,15 @@ impl Bucket {
         }
     }
 
-    /// The SHA-256 that S3 keeps of an object, if it was uploaded with one; no other store has any. Asks once.
+    /// Whether there are objects below a name, as far as the store's first answer says.
+    pub(crate) async fn has_below(&self, name: &str) -> Result<bool, RemoteError> {
+        let context = self.context(name);
+        let prefix = self.path(&context, name)?;
+        let page = self.page(&context, &prefix, None).await?;
+        Ok(page.is_ok_and(|page| !page.result.objects.is_empty() || !page.result.common_prefixes.is_empty()))
+    }
+
+    /// The SHA-256 that S3 keeps of an object, if it was uploaded with one; no other store has any.
     ///
     /// # Errors
     /// When the store cannot be asked, refuses, or has no such object.
@@ -372,15 +380,18 @@ impl Bucket {
             return Ok(None);
         }
         let context = self.context(name);
-        self.ready(&context).await?;
         let path = self.path(&context, name)?;
-        let asked = GetOptions {
-            head: true,
-            ..GetOptions::default()
+        let ask = async || {
+            self.ready(&context).await?;
+            let asked = GetOptions {
+                head: true,
+                ..GetOptions::default()
+            };
+            let found = self.opened.store.get_opts(&path, asked).await;
+            let found = found.map_err(|error| self.refused(context.clone(), &error))?;
+            Ok(found.extensions.get::<StoredSha256>().map(|sum| sum.0))
         };
-        let found = self.opened.store.get_opts(&path, asked).await;
-        let found = found.map_err(|error| self.refused(context, &error))?;
-        Ok(found.extensions.get::<StoredSha256>().map(|sum| sum.0))
+        self.retry.run(ask).await
     }
 
     /// Asks once whether the bucket is there and lets us in.

@@ -23,6 +23,8 @@ const EMULATOR: (&str, &str) = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
 );
 
+/// What a shared access signature is called.
+const SIGNATURE: &str = "the shared access signature in the environment";
 /// What the endpoint in a connection string is called.
 const ENDPOINT: &str = "the endpoint in AZURE_STORAGE_CONNECTION_STRING";
 /// What Azure's key is called.
@@ -161,8 +163,10 @@ pub(super) fn open(
     let sas = environment
         .first(&["AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"])
         .or_else(|| connection.get("sharedaccesssignature"));
-    check_application(address, environment)?;
-    let (builder, shown) = identified(builder, sas, key, address, environment);
+    let (mut builder, shown) = identified(builder, sas, key, address, environment);
+    if ![NONE, ACCOUNT_KEY, SIGNATURE].contains(&shown) {
+        builder = with_authority(builder, address, environment)?;
+    }
     // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
     if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !local {
         return Err(wrong(
@@ -180,18 +184,28 @@ pub(super) fn open(
     })
 }
 
-/// What of an application becomes a URL.
-fn check_application(address: &BucketAddress, environment: &Environment) -> Result<(), RemoteError> {
+/// Where an application is asked about, which may be a host alone, as for Azure's own tools.
+fn with_authority(
+    mut builder: MicrosoftAzureBuilder,
+    address: &BucketAddress,
+    environment: &Environment,
+) -> Result<MicrosoftAzureBuilder, RemoteError> {
     let name = "AZURE_AUTHORITY_HOST";
-    if let Some(url) = environment.get(name) {
-        server_at(address, name, &url)?;
+    if let Some(host) = environment.get(name) {
+        let url = if host.contains("://") {
+            host
+        } else {
+            format!("https://{host}")
+        };
+        builder = builder.with_config(Key::AuthorityHost, server_at(address, name, &url)?);
     }
     let name = "AZURE_TENANT_ID";
     let tenant = environment.get(name).unwrap_or_default();
     if tenant.contains(['/', '?', '#', '%']) {
         return Err(wrong(address, format_args!("{name} is not the id of a tenant")));
     }
-    sendable(address, name, tenant).map(drop)
+    sendable(address, name, tenant)?;
+    Ok(builder)
 }
 
 /// Gives the builder the credentials that there are, and says which.
@@ -215,7 +229,7 @@ fn identified(
     } else if let Some(sas) = sas {
         // A signature is narrower than the account's key: anyone who sets both means it.
         builder = builder.with_config(Key::SasKey, sas);
-        "the shared access signature in the environment"
+        SIGNATURE
     } else if let Some(key) = key {
         builder = builder.with_access_key(key);
         ACCOUNT_KEY

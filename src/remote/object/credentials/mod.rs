@@ -406,11 +406,17 @@ mod tests {
                 vec![("AZURE_STORAGE_ACCOUNT", "a\n"), ("AZURE_STORAGE_KEY", "a2V5\n")],
                 None,
             ),
+            // What is not used refuses nothing.
+            (
+                azure,
+                vec![("AZURE_STORAGE_KEY", "a2V5"), ("AZURE_AUTHORITY_HOST", "lo gin")],
+                None,
+            ),
             (azure, with_tenant("t/x"), Some("AZURE_TENANT_ID")),
             (azure, with_tenant("t x"), Some("AZURE_TENANT_ID")),
             (
                 azure,
-                [with_tenant("t"), vec![("AZURE_AUTHORITY_HOST", "login")]].concat(),
+                [with_tenant("t"), vec![("AZURE_AUTHORITY_HOST", "lo gin")]].concat(),
                 Some("AZURE_AUTHORITY_HOST"),
             ),
         ] {
