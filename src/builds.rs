@@ -124,6 +124,11 @@ pub trait Builds: Send + Sync + 'static {
     /// known for good: its events are never handed over again. Asked after [`Builds::settled`] has answered.
     fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()>;
 
+    /// Resolves while nothing is downloaded on request, also nothing that is required: no client waits for outputs then.
+    fn stopped(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
     /// A client waits for its last acknowledgement, by this limit for so long at the most.
     fn holds(&self, _: &StreamKey, _at_most: Duration, _limit: &str) {}
 

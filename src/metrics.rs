@@ -173,6 +173,8 @@ pub struct Metrics {
     pub queue: Family<LaneLabels, Gauge>,
     /// Bytes that are on their way between the cache and the disk.
     pub bytes_in_flight: Gauge<i64, AtomicI64>,
+    /// Lanes whose downloads are paused on request.
+    paused: Family<LaneLabels, Gauge>,
     /// Requests to the remote cache.
     pub requests: Family<KindLabels, Counter>,
     /// How long those of them took that transfer blobs.
@@ -207,6 +209,7 @@ impl Default for Metrics {
             stores: Arc::default(),
             queue: Family::default(),
             bytes_in_flight: Gauge::default(),
+            paused: Family::default(),
             requests: Family::default(),
             transfer_seconds: Family::new_with_constructor(seconds),
             events: Counter::default(),
@@ -257,6 +260,9 @@ impl Metrics {
         for lane in ["required", "optional", "large"] {
             self.queue_depth(lane, 0);
         }
+        for lane in ["required", "optional"] {
+            self.paused(lane, false);
+        }
         for source in ["batch", "stream", "inline", "copy"] {
             self.blobs(source, "downloaded", 0);
         }
@@ -280,23 +286,7 @@ impl Metrics {
         build.get_or_create(&VersionLabels { version }).set(1);
         registry.register("build_info", "Which version runs: always 1", build);
         registry.register("blobs", "Outputs by source and outcome", self.blobs.clone());
-        registry.register_with_unit(
-            "downloaded",
-            "Bytes downloaded for outputs",
-            Unit::Bytes,
-            self.downloaded_bytes.clone(),
-        );
-        registry.register(
-            "store_outputs",
-            "Outputs downloaded, by the cache that had them, where there are several",
-            self.store_outputs.clone(),
-        );
-        registry.register_with_unit(
-            "store_downloaded",
-            "Bytes downloaded for outputs, by cache, where there are several",
-            Unit::Bytes,
-            self.store_bytes.clone(),
-        );
+        self.register_outputs(&mut registry);
         registry.register(
             "queue_depth",
             "Blobs waiting to be fetched, by lane",
@@ -353,6 +343,32 @@ impl Metrics {
         registry
     }
 
+    /// Those that are about what comes to disk and goes from there.
+    fn register_outputs(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "downloaded",
+            "Bytes downloaded for outputs",
+            Unit::Bytes,
+            self.downloaded_bytes.clone(),
+        );
+        registry.register(
+            "store_outputs",
+            "Outputs downloaded, by the cache that had them, where there are several",
+            self.store_outputs.clone(),
+        );
+        registry.register_with_unit(
+            "store_downloaded",
+            "Bytes downloaded for outputs, by cache, where there are several",
+            Unit::Bytes,
+            self.store_bytes.clone(),
+        );
+        registry.register(
+            "paused",
+            "Whether downloads are paused (outhaul pause), by lane",
+            self.paused.clone(),
+        );
+    }
+
     /// Outputs that ended alike.
     pub fn blobs(&self, source: &'static str, outcome: &'static str, count: u64) {
         self.blobs
@@ -399,6 +415,13 @@ impl Metrics {
     pub(crate) fn queue_depth(&self, lane: &'static str, depth: usize) {
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
         self.queue.get_or_create(&LaneLabels { lane }).set(depth);
+    }
+
+    /// Whether no downloads of a lane are begun, on request.
+    pub(crate) fn paused(&self, lane: &'static str, is_paused: bool) {
+        self.paused
+            .get_or_create(&LaneLabels { lane })
+            .set(i64::from(is_paused));
     }
 
     /// An invocation went from one state (none at its beginning) to another.

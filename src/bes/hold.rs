@@ -155,6 +155,8 @@ pub(super) enum Waited<'a> {
     Settled(&'a Settlement),
     /// The deadline passed.
     TimedOut(Limit),
+    /// Nothing is downloaded any more, on request.
+    Stopped,
     /// The engine will not answer: its task died.
     Unanswered,
 }
@@ -192,6 +194,10 @@ impl HoldPolicy {
             Waited::TimedOut(limit) => Release::Fail(format!(
                 "outhaul: required outputs were not downloaded within {limit}"
             )),
+            Waited::Stopped => Release::Fail(
+                "outhaul: downloads are paused (`outhaul pause --all`); run `outhaul resume` and build again"
+                    .to_owned(),
+            ),
             Waited::Unanswered => {
                 Release::Fail("outhaul: internal error while downloading required outputs".to_owned())
             }
@@ -297,6 +303,7 @@ mod tests {
         for waited in [
             Waited::Settled(&failed(3)),
             Waited::TimedOut(LIMIT),
+            Waited::Stopped,
             Waited::Unanswered,
         ] {
             assert_eq!(policy.release(&waited), Release::Ack);
@@ -318,6 +325,7 @@ mod tests {
             "{text}"
         );
         assert!(matches!(policy.release(&Waited::TimedOut(LIMIT)), Release::Fail(t) if t.contains("600s")));
+        assert!(matches!(policy.release(&Waited::Stopped), Release::Fail(t) if t.contains("outhaul resume")));
         assert!(matches!(policy.release(&Waited::Unanswered), Release::Fail(_)));
     }
 

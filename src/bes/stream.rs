@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::waiting::{after, caught_up, done, later, left, settled, sleep_until};
+use self::waiting::{after, caught_up, done, later, left, settled, sleep_until, stopped};
 use super::{
     command::{Command, Connection, Incoming},
     context::{Context, shutting_down},
@@ -148,9 +148,11 @@ impl Stream {
         let mut stream = Self::open(key, context, place).await;
         let (shutdown, hurry) = (stream.context.shutdown.clone(), stream.context.hurry.clone());
         let clients_ended = stream.context.clients_ended.clone();
+        let builds = Arc::clone(&stream.context.builds);
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
             stream.keep_place();
+            let awaited = stream.awaits_outputs().then_some(&*builds);
             let deadline = stream.deadline();
             let wake = tokio::select! {
                 biased;
@@ -163,6 +165,7 @@ impl Stream {
                 () = sleep_until(deadline) => Wake::Deadline,
                 () = hurry.cancelled(), if stream.held.is_some() => Wake::Deadline,
                 () = clients_ended.cancelled(), if stream.awaits_client() => Wake::Deadline,
+                () = stopped(awaited) => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
             match wake {
@@ -508,6 +511,11 @@ impl Stream {
             && matches!(self.phase, Phase::Open { .. })
             && self.connection.is_none()
             && self.held.is_none()
+    }
+
+    /// Whether a client waits for the engine's answer.
+    const fn awaits_outputs(&self) -> bool {
+        self.held.is_some() && matches!(self.phase, Phase::Settling { .. })
     }
 
     /// When to wake if nothing happens.

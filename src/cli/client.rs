@@ -1,7 +1,9 @@
 //! Asks the daemon, or the record itself where no daemon runs.
 
 use std::{
+    convert::Infallible,
     fmt,
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, body::Body, service::interceptor::InterceptedService};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
-use super::{exit::Failure, progress::Progress, run::own_states, runtime};
+use super::{exit::Failure, pause, print, progress::Progress, run::own_states, runtime};
 use crate::{
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
@@ -34,6 +36,9 @@ use crate::{
 const KEEPALIVE: Duration = Duration::from_secs(45);
 /// Trees of many outputs are listed in one message.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// How often a command that waits looks whether downloads are paused.
+const PAUSED: Duration = Duration::from_secs(1);
 
 /// How many builds are looked through for the newest of a workspace.
 const NEWEST: u32 = 1000;
@@ -440,7 +445,8 @@ impl Client {
             paths,
             progress_id: progress_id.to_owned(),
         };
-        let answer = self.control.materialize(request).await;
+        let says = self.says_paused(|pause| pause.all);
+        let answer = pause::beside(says, self.control.materialize(request)).await;
         Ok(answer.map_err(failure)?.into_inner().results)
     }
 
@@ -459,7 +465,11 @@ impl Client {
 
     /// Stages, or finds out what would be staged.
     pub(super) async fn stage(&mut self, request: pb::StageRequest) -> Result<pb::StageResponse, Status> {
-        Ok(self.control.stage(request).await?.into_inner())
+        let waits_for_all = request.wait_all;
+        let says = self.says_paused(move |pause| pause.all || waits_for_all);
+        Ok(pause::beside(says, self.control.stage(request))
+            .await?
+            .into_inner())
     }
 
     /// Calls `each` for every output.
@@ -505,6 +515,46 @@ impl Client {
             each(part)?;
         }
         Ok(())
+    }
+
+    pub(super) async fn pause(&mut self, request: pb::PauseRequest) -> Result<pb::Pause, Failure> {
+        let answer = self.control.pause(request).await.map_err(failure)?;
+        Ok(answer.into_inner().pause.unwrap_or_default())
+    }
+
+    /// What was paused until now.
+    pub(super) async fn resume(&mut self) -> Result<Option<pb::Pause>, Failure> {
+        let answer = self.control.resume(pb::ResumeRequest {}).await;
+        Ok(answer.map_err(failure)?.into_inner().ended)
+    }
+
+    /// What is paused. An older daemon knows of no such thing.
+    pub(super) async fn paused(&mut self) -> Option<pb::Pause> {
+        let answer = self.control.get_pause(pb::GetPauseRequest {}).await.ok()?;
+        answer.into_inner().pause
+    }
+
+    /// Says once that downloads are paused, those that are meant, and never ends: to go beside what may have to wait for them.
+    pub(super) fn says_paused<F: Fn(&pb::Pause) -> bool>(
+        &self,
+        is_meant: F,
+    ) -> impl Future<Output = Infallible> + use<F> {
+        let daemon = self.here.is_none().then(|| self.control.clone());
+        async move {
+            // In this process, nothing is paused.
+            let Some(control) = daemon else {
+                return std::future::pending().await;
+            };
+            let mut daemon = Self { control, here: None };
+            loop {
+                tokio::time::sleep(PAUSED).await;
+                if let Some(pause) = daemon.paused().await.filter(&is_meant) {
+                    // Nobody who cannot be told is a reason to stop.
+                    let _ = writeln!(print::err(), "outhaul: waiting: {}", pause.words());
+                    return std::future::pending().await;
+                }
+            }
+        }
     }
 
     /// Does this and closes.

@@ -13,7 +13,7 @@ use super::{
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
-    ls, manual, print, profiles, report, run, serve, stage, stat, status, top, wait, watch,
+    ls, manual, pause, print, profiles, report, run, serve, stage, stat, status, top, wait, watch,
 };
 use crate::config::with_config_file;
 
@@ -73,6 +73,10 @@ enum Command {
     Stage(stage::StageArgs),
     /// Check whether a staged directory is complete and unchanged
     IsStaged(is_staged::IsStagedArgs),
+    /// Stop the daemon from downloading optional outputs in the background, or anything
+    Pause(pause::PauseArgs),
+    /// Have the daemon download again after `outhaul pause`
+    Resume(pause::ResumeArgs),
     /// Write a recorded build to a file, to stage its outputs on another machine
     Export(export::ExportArgs),
     /// Import a build that was exported on another machine
@@ -147,6 +151,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::main(*args),
         Command::Stage(args) => stage::main(&args),
         Command::IsStaged(args) => is_staged::main(&args),
+        Command::Pause(args) => pause::pause(&args),
+        Command::Resume(args) => pause::resume(&args),
         Command::Export(args) => export::main(args),
         Command::Import(args) => import::main(&args),
         Command::Du(args) => du::main(&args),

@@ -12,7 +12,7 @@ use super::{
     client::{Client, DaemonAddress, Following, Lost},
     exit,
     exit::Failure,
-    paths, print,
+    paths, pause, print,
 };
 use crate::{
     config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsArgs, from_environment},
@@ -216,7 +216,9 @@ impl<'a> Follower<'a> {
                     here?
                 }
             };
-            let ended = self.hear(&mut client, &mut choice, hears).await;
+            // A build is settled when nothing of it is on its way, what is optional as well.
+            let says = client.says_paused(|_| true);
+            let ended = pause::beside(says, self.hear(&mut client, &mut choice, hears)).await;
             if ended.is_ok() && client.here.is_none() {
                 self.daemon = Some(client);
             } else {

@@ -27,6 +27,7 @@ mod mcp;
 mod mount;
 mod orphans;
 mod paths;
+mod pause;
 mod print;
 mod profiles;
 mod progress;

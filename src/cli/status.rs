@@ -39,6 +39,9 @@ pub(super) struct StatusArgs {
 
 pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
     args.ask.ask(args.id.as_deref(), async |client| {
+        if let Some(pause) = client.paused().await {
+            writeln!(print::err(), "outhaul: {}", pause.words())?;
+        }
         if args.watch {
             watch(args, client).await
         } else if let Some(id) = &args.id {

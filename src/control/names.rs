@@ -1,11 +1,14 @@
 //! The protocol's enumerations: from the values that the rooms have, and by the names that commands print.
 
+use std::time::Duration;
+
 use crate::{
     materialize::Outcome,
     output::Class,
     proto::outhaul::v1 as pb,
     record::{InvocationState, OutputState, TargetState},
     stage::Brought,
+    units::{now_ms, show_duration},
 };
 
 macro_rules! names {
@@ -36,6 +39,25 @@ impl pb::Output {
     /// Where it is, or would be.
     pub(crate) fn absolute_path(&self) -> String {
         format!("{}/{}", self.exec_root, self.exec_path)
+    }
+}
+
+impl pb::Pause {
+    /// What is paused, and how it ends.
+    pub(crate) fn words(&self) -> String {
+        let (what, flag) = if self.all {
+            ("all downloads", " --all")
+        } else {
+            ("downloads of optional outputs", "")
+        };
+        let left = match self.until_ms {
+            0 => String::new(),
+            until_ms => {
+                let left = u64::try_from(until_ms.saturating_sub(now_ms())).unwrap_or_default();
+                format!(" for another {}", show_duration(Duration::from_millis(left)))
+            }
+        };
+        format!("{what} are paused{left} (`outhaul pause{flag}`); `outhaul resume` resumes them")
     }
 }
 
@@ -152,5 +174,19 @@ mod tests {
         assert_eq!(pb::WaitResult::TimedOut.name(), "timed_out");
         assert_eq!(pb::OutputOutcome::Unspecified.name(), "");
         assert!(pb::InvocationState::Superseded.is_over() && !pb::InvocationState::Draining.is_over());
+    }
+
+    #[test]
+    fn a_pause_is_told_with_its_end_and_the_way_out() {
+        let words = |all, until_ms| pb::Pause { all, until_ms }.words();
+        assert_eq!(
+            words(true, 0),
+            "all downloads are paused (`outhaul pause --all`); `outhaul resume` resumes them"
+        );
+        assert_eq!(
+            words(false, 1),
+            "downloads of optional outputs are paused for another 0.00s (`outhaul pause`); `outhaul resume` resumes \
+             them"
+        );
     }
 }

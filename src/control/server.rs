@@ -296,6 +296,27 @@ impl Control for ControlServer {
         Ok(Response::new(Box::pin(ReceiverStream::new(removed))))
     }
 
+    async fn pause(&self, request: Request<pb::PauseRequest>) -> Result<Response<pb::PauseResponse>, Status> {
+        let pause = Some(self.service.pause(&request.into_inner()));
+        Ok(Response::new(pb::PauseResponse { pause }))
+    }
+
+    async fn resume(
+        &self,
+        _request: Request<pb::ResumeRequest>,
+    ) -> Result<Response<pb::ResumeResponse>, Status> {
+        let ended = self.service.resume();
+        Ok(Response::new(pb::ResumeResponse { ended }))
+    }
+
+    async fn get_pause(
+        &self,
+        _request: Request<pb::GetPauseRequest>,
+    ) -> Result<Response<pb::GetPauseResponse>, Status> {
+        let pause = self.service.paused();
+        Ok(Response::new(pb::GetPauseResponse { pause }))
+    }
+
     async fn stage(&self, request: Request<pb::StageRequest>) -> Result<Response<pb::StageResponse>, Status> {
         self.service.stage(request.into_inner()).await.map(Response::new)
     }

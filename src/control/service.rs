@@ -7,6 +7,7 @@ pub(crate) mod find;
 pub(crate) mod finding;
 mod materialize;
 mod outputs;
+mod pause;
 pub(super) mod progress;
 mod report;
 pub(super) mod show;
@@ -128,9 +129,11 @@ impl Service {
         self.stager.as_ref()
     }
 
-    /// Whether anything is being fetched, staged or waited for.
+    /// Whether anything is being fetched, staged or waited for, or is paused: a pause would end with the process.
     pub fn is_busy(&self) -> bool {
-        !self.calls.is_empty() || self.stager.as_ref().is_some_and(Stager::is_busy)
+        self.materializer.pausing().now().is_some()
+            || !self.calls.is_empty()
+            || self.stager.as_ref().is_some_and(Stager::is_busy)
     }
 
     /// Lets go of the output roots' temporary directories, before the process ends. Blocks on the file system.

@@ -368,6 +368,10 @@ impl Builds for Engine {
         }
     }
 
+    fn stopped(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.shared.materializer.pausing().all_paused())
+    }
+
     fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool) {
         self.shared.metrics.held(took);
         if timed_out {

@@ -38,12 +38,17 @@ use self::{
 use super::{
     large::LargeError,
     options::MaterializeOptions,
+    pause::Pause,
     place::{PlaceError, Placed},
     want::{Completion, Outcome, Root, Session, Want},
     writers::{BatchId, CheckBatch, JobId, PlaceContent, Writers, Written},
 };
 use crate::{
-    digest::Digest, exec_path::ExecPath, metrics::Metrics, output::OutputContent, remote::BatchAnswer,
+    digest::Digest,
+    exec_path::ExecPath,
+    metrics::Metrics,
+    output::{Class, OutputContent},
+    remote::BatchAnswer,
 };
 
 /// Commands that may wait.
@@ -62,6 +67,13 @@ pub(super) enum Command {
     Cancel(Arc<Session>),
     /// A root is not used any more.
     Forget(u32),
+}
+
+/// Where the coordinator hears of what others do.
+pub(super) struct Inbox {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) written: mpsc::UnboundedReceiver<Written>,
+    pub(super) pauses: watch::Receiver<Option<Pause>>,
 }
 
 /// What fetches report.
@@ -112,10 +124,14 @@ impl Coordinator {
         options: MaterializeOptions,
         metrics: Metrics,
         writers: Writers,
-        mut written: mpsc::UnboundedReceiver<Written>,
-        mut commands: mpsc::Receiver<Command>,
+        inbox: Inbox,
         closed: watch::Sender<bool>,
     ) {
+        let Inbox {
+            mut commands,
+            mut written,
+            mut pauses,
+        } = inbox;
         let (fetched_tx, mut fetched) = mpsc::unbounded_channel();
         let mut this = Self {
             lanes: Lanes::new(&options),
@@ -149,8 +165,18 @@ impl Coordinator {
                 Some(report) = fetched.recv() => this.on_fetched(report),
                 command = commands.recv(), if open => match command {
                     Some(command) => this.on_commands(command, &mut commands),
-                    None => open = false,
+                    None => {
+                        open = false;
+                        // Nobody can resume it any more.
+                        this.pause(None);
+                    }
                 },
+                Ok(()) = pauses.changed(), if open => pauses.mark_changed(),
+            }
+            // Before the next download, whatever else there was to do.
+            if open && pauses.has_changed().is_ok_and(|has_changed| has_changed) {
+                let pause = *pauses.borrow_and_update();
+                this.pause(pause);
             }
             this.send_local_places();
             this.pump();
@@ -161,6 +187,14 @@ impl Coordinator {
         let _ = tokio::task::spawn_blocking(move || writers.join()).await;
         // Nothing waits for it.
         let _ = closed.send(true);
+    }
+
+    /// Begins no downloads that are paused until further notice.
+    fn pause(&mut self, pause: Option<Pause>) {
+        let up_to = pause.map(Pause::up_to);
+        self.lanes.pause(up_to);
+        self.metrics.paused("required", up_to >= Some(Class::Required));
+        self.metrics.paused("optional", up_to >= Some(Class::Optional));
     }
 
     /// Takes a command and those that wait, so that what small targets want goes to the writers together. No more at once

@@ -5,8 +5,9 @@ use std::{io, sync::Arc};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    coordinator::{COMMANDS, Command, Coordinator},
+    coordinator::{COMMANDS, Command, Coordinator, Inbox},
     options::MaterializeOptions,
+    pause::Pausing,
     want::{Root, Session, Want},
     writers::Writers,
 };
@@ -17,6 +18,7 @@ use crate::metrics::Metrics;
 pub struct Materializer {
     commands: mpsc::Sender<Command>,
     closed: watch::Receiver<bool>,
+    pausing: Pausing,
 }
 
 impl Materializer {
@@ -29,8 +31,18 @@ impl Materializer {
         let (reports, written) = mpsc::unbounded_channel();
         let writers = Writers::start(options.writers, options.place, &reports)?;
         let (done, closed) = watch::channel(false);
-        tokio::spawn(Coordinator::run(options, metrics, writers, written, inbox, done));
-        Ok(Self { commands, closed })
+        let pausing = Pausing::new();
+        let inbox = Inbox {
+            commands: inbox,
+            written,
+            pauses: pausing.changes(),
+        };
+        tokio::spawn(Coordinator::run(options, metrics, writers, inbox, done));
+        Ok(Self {
+            commands,
+            closed,
+            pausing,
+        })
     }
 
     /// Begins a new version of a root. When this returns, nothing of an older version is published any more and all
@@ -67,9 +79,16 @@ impl Materializer {
         let _ = self.commands.send(Command::Cancel(session.clone())).await;
     }
 
+    /// Whether downloads are begun at present.
+    pub(crate) const fn pausing(&self) -> &Pausing {
+        &self.pausing
+    }
+
     /// Ends the work when the other clones are gone, and waits until nothing of any output root is held any more.
     pub async fn close(self) {
-        let Self { commands, mut closed } = self;
+        let Self {
+            commands, mut closed, ..
+        } = self;
         drop(commands);
         // An error means that the coordinator is gone already.
         let _ = closed.wait_for(|closed| *closed).await;

@@ -8,6 +8,7 @@ mod coordinator;
 mod large;
 mod materializer;
 mod options;
+mod pause;
 pub mod place;
 mod queue;
 mod rate;
@@ -21,5 +22,6 @@ pub(crate) use self::want::{Served, split_source};
 pub(crate) use awaited::{Awaited, Counted, Counts};
 pub use materializer::Materializer;
 pub use options::MaterializeOptions;
+pub(crate) use pause::Pause;
 #[cfg(test)]
 pub(crate) use want::Source;

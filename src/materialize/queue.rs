@@ -19,6 +19,8 @@ pub(super) struct BlobQueue<K> {
     lanes: HashMap<Key<K>, Class, foldhash::fast::RandomState>,
     /// How many of them count in the required lane.
     required_len: usize,
+    /// Nothing of this class, or below, comes out.
+    paused: Option<Class>,
 }
 
 impl<K: Copy + Eq + Hash> BlobQueue<K> {
@@ -28,7 +30,13 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
             optional: VecDeque::new(),
             lanes: HashMap::default(),
             required_len: 0,
+            paused: None,
         }
+    }
+
+    /// Keeps what is of this class, or below, until further notice.
+    pub(super) fn pause(&mut self, up_to: Option<Class>) {
+        self.paused = up_to;
     }
 
     /// Adds a blob, or moves it to the required lane if it waits in the optional one.
@@ -82,6 +90,9 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
             (Class::Required, &mut self.required),
             (Class::Optional, &mut self.optional),
         ] {
+            if self.paused >= Some(class) {
+                continue;
+            }
             while let Some(key) = queue.pop_front() {
                 let lane = match self.lanes.entry(key) {
                     Entry::Occupied(lane) if *lane.get() == class => lane,
@@ -147,6 +158,27 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, d)| d).collect();
         assert_eq!(order, [digest(3, 1), digest(2, 1), digest(1, 1)]);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_is_paused_waits_and_moves_up_as_it_always_does() {
+        let mut queue = BlobQueue::new();
+        queue.push((), &digest(1, 1), Class::Optional);
+        queue.push((), &digest(2, 1), Class::Required);
+        queue.push((), &digest(3, 1), Class::Optional);
+        let all = |queue: &mut BlobQueue<()>| {
+            let batch = queue.pop_batch(10, 10);
+            batch.map_or(Vec::new(), |(_, digests)| digests)
+        };
+        queue.pause(Some(Class::Required));
+        assert_eq!(all(&mut queue), []);
+        queue.pause(Some(Class::Optional));
+        assert_eq!(all(&mut queue), [digest(2, 1)]);
+        queue.push((), &digest(3, 1), Class::Required);
+        assert_eq!(all(&mut queue), [digest(3, 1)]);
+        assert_eq!((all(&mut queue), queue.len()), (Vec::new(), 1));
+        queue.pause(None);
+        assert_eq!(all(&mut queue), [digest(1, 1)]);
     }
 
     #[test]

@@ -23,9 +23,10 @@ pub(super) fn limit(asked: &Asked) -> u32 {
 }
 
 /// The page.
-pub(super) fn view(list: &[pb::Invocation], limit: u32) -> Markup {
+pub(super) fn view(list: &[pb::Invocation], limit: u32, paused: Option<&pb::Pause>) -> Markup {
     html! {
         h1 { "Builds" }
+        @if let Some(pause) = paused { p { (pause.words()) } }
         section #builds aria-label="Builds" { (table(list, limit)) }
     }
 }

@@ -135,7 +135,7 @@ async fn builds(State(pages): State<Pages>, RawQuery(asked): RawQuery) -> Respon
     let limit = builds::limit(&query(asked.as_deref()));
     let list = pages.service.invocations(limit).await;
     let live = format!("/live?limit={limit}");
-    let body = builds::view(&list, limit);
+    let body = builds::view(&list, limit, pages.service.paused().as_ref());
     page(html::layout("Builds", Section::Builds, Some(&live), &body))
 }
 

@@ -33,6 +33,7 @@ mod monitoring;
 mod mounting;
 mod notifying;
 mod pages;
+mod pausing;
 mod printed;
 mod python;
 mod reading;

@@ -1,6 +1,7 @@
 //! The client of a stream: its connections, and how long its last acknowledgement is held.
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use tonic::Status;
 
 use super::{
@@ -88,6 +89,7 @@ impl Stream {
         let limit = self.intake.limit(&policy, held.counted_from);
         let overdue = held.counted_from.elapsed() >= limit.after;
         let is_hurried = self.context.hurry.is_cancelled();
+        let is_stopped = self.context.builds.stopped().now_or_never().is_some();
         let waited = match &self.phase {
             _ if policy.mode == HoldMode::None => None,
             Phase::Settled { settlement, .. } => {
@@ -95,15 +97,17 @@ impl Stream {
             }
             Phase::Settling { .. } if is_hurried => None,
             Phase::Settling { .. } if overdue => Some(Waited::TimedOut(limit)),
+            Phase::Settling { .. } if is_stopped => Some(Waited::Stopped),
             Phase::Settling { .. } => return,
             // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
             Phase::Open { .. } => None,
         };
         let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
         let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
+        let goes_ahead = overdue || is_hurried || matches!(waited, Some(Waited::Stopped));
         if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
         {
-            if !overdue && !is_hurried && held.counted_from.elapsed() < UPSTREAM_WAIT {
+            if !goes_ahead && held.counted_from.elapsed() < UPSTREAM_WAIT {
                 return;
             }
             tracing::warn!(
@@ -119,6 +123,12 @@ impl Stream {
             tracing::warn!(
                 stream = %self.key,
                 "stopped waiting for outputs after {limit}; downloads continue in the background"
+            );
+        }
+        if matches!(waited, Some(Waited::Stopped)) {
+            tracing::info!(
+                stream = %self.key,
+                "the build does not wait for its outputs: downloads are paused (`outhaul pause --all`)"
             );
         }
         if waited.is_some() || is_hurried {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::command::Connection;
-use crate::builds::{Progress, Settlement};
+use crate::builds::{Builds, Progress, Settlement};
 
 /// How long a build that may go on must have survived what its journal asked for.
 const CAUGHT_UP: Duration = Duration::from_secs(2);
@@ -58,6 +58,14 @@ pub(super) async fn caught_up(
         let _ = progress.wait_for(|progress| progress.through >= highest).await;
     }
     tokio::time::sleep(CAUGHT_UP).await;
+}
+
+/// Resolves when the outputs that a client waits for are not downloaded any more, on request.
+pub(super) async fn stopped(builds: Option<&dyn Builds>) {
+    match builds {
+        Some(builds) => builds.stopped().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when a client that waits has gone.

@@ -69,6 +69,8 @@ pub(in crate::bes) struct Engine {
     pub(in crate::bes) gate: Semaphore,
     /// Whether optional outputs are still on their way.
     pub(in crate::bes) rest: watch::Sender<bool>,
+    /// Whether nothing is downloaded.
+    pub(in crate::bes) stopped: watch::Sender<bool>,
     /// What an earlier process has done with every stream.
     pub(in crate::bes) done: std::sync::atomic::AtomicBool,
 }
@@ -80,6 +82,7 @@ impl Engine {
             seen: Mutex::default(),
             delivered: Mutex::default(),
             rest: watch::Sender::new(false),
+            stopped: watch::Sender::new(false),
             done: std::sync::atomic::AtomicBool::new(false),
             changed: watch::Sender::new(()),
             settlement: watch::Sender::new(None),
@@ -229,6 +232,13 @@ impl Builds for Engine {
         files: Vec<(Option<ExecPath>, Digest)>,
     ) -> BoxFuture<'static, Vec<Option<PathBuf>>> {
         Box::pin(async move { vec![None; files.len()] })
+    }
+
+    fn stopped(&self) -> BoxFuture<'static, ()> {
+        let mut stopped = self.stopped.subscribe();
+        Box::pin(async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        })
     }
 
     fn held(&self, stream: &StreamKey, _: Duration, timed_out: bool) {

@@ -53,6 +53,30 @@ async fn the_deadline_ends_the_hold_with_an_ack() {
 }
 
 #[tokio::test]
+async fn no_client_waits_for_outputs_that_are_not_downloaded_on_request() {
+    for strict in [false, true] {
+        for stops_first in [false, true] {
+            let daemon = Daemon::start(with_timeout(PATIENCE * 10, strict), None).await;
+            daemon.engine.stopped.send_replace(stops_first);
+            let mut upload = finished(&daemon).await;
+            if !stops_first {
+                upload.quiet().await;
+                daemon.engine.stopped.send_replace(true);
+            }
+            if strict {
+                let status = upload.refused(Code::FailedPrecondition).await;
+                assert!(status.message().contains("outhaul resume"), "{status}");
+            } else {
+                upload.acked([4]).await;
+                upload.closed().await;
+            }
+            daemon.engine.until("held", held(false)).await;
+            assert_eq!(daemon.service.counters().hold_timeouts, 0);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_waits_for_less_long_is_let_go_before_it_gives_up() {
     for (strict, expected) in [(false, None), (true, Some("the build's --bes_timeout=0.5s"))] {
         let daemon = Daemon::start(with_timeout(PATIENCE * 10, strict), None).await;

@@ -117,10 +117,13 @@ fn header(top: &Top) -> Line<'static> {
     Line::from(spans)
 }
 
-/// That nobody answers.
+/// That nobody answers, or that downloads are paused.
 fn message(top: &Top, theme: &Theme, width: u16) -> Vec<Line<'static>> {
     let text = match &top.link {
-        Link::Connected => return Vec::new(),
+        Link::Connected => match &top.paused {
+            Some(pause) => pause.words(),
+            None => return Vec::new(),
+        },
         Link::Connecting => format!("Asking the daemon on {}.", theme.address),
         Link::Lost(reason) => format!(
             "No daemon answers on {}: {reason}. Trying again every second.",

@@ -102,6 +102,8 @@ pub(super) enum Told {
     Connected,
     /// None does, or not any more: why.
     Lost(String),
+    /// What it does not download at present.
+    Paused(Option<pb::Pause>),
     /// It has said this of the subject.
     Answer(Subject, Answer),
 }
@@ -215,6 +217,7 @@ async fn hear(
             Err(failure) => return Some(failure),
         };
         let pause = subject.pause(&answer, began.elapsed());
+        told.send(Told::Paused(client.paused().await)).await.ok()?;
         told.send(Told::Answer(subject, answer)).await.ok()?;
         tokio::select! {
             () = sleep_until(Instant::now() + pause) => {}

@@ -18,6 +18,8 @@ pub(super) struct Top {
     /// Screens that lie above each other; the last one is seen. Never empty.
     opened: Vec<Screen>,
     pub(super) link: Link,
+    /// What the daemon does not download at present.
+    pub(super) paused: Option<pb::Pause>,
     /// The search that is being typed.
     pub(super) typed: Option<String>,
     pub(super) helps: bool,
@@ -162,6 +164,7 @@ impl Default for Top {
         Self {
             opened: vec![Screen::new(Subject::Builds)],
             link: Link::Connecting,
+            paused: None,
             typed: None,
             helps: false,
             room: 1,
@@ -196,6 +199,7 @@ impl Top {
         match told {
             Told::Connected => self.link = Link::Connected,
             Told::Lost(reason) => self.link = Link::Lost(reason),
+            Told::Paused(pause) => self.paused = pause,
             Told::Answer(subject, answer) => {
                 let screen = self.screen();
                 // Of what is not seen any more, it is late.

@@ -42,6 +42,12 @@ impl Lanes {
         }
     }
 
+    /// Begins no downloads of this class, or below, until further notice. Those under way are finished.
+    pub(super) fn pause(&mut self, up_to: Option<Class>) {
+        self.small.pause(up_to);
+        self.large.pause(up_to);
+    }
+
     /// Has a blob wait, or moves it to the lane of a higher class.
     pub(super) fn push(&mut self, cache: CacheId, digest: &Digest, class: Class) {
         let queue = if digest.size() > self.small_limit {

@@ -351,6 +351,39 @@ async fn required_goes_before_optional_and_a_waiting_blob_moves_up() {
 }
 
 #[tokio::test]
+async fn what_is_paused_waits_until_it_is_resumed_or_nobody_can_do_that() {
+    let f = Fixture::new().await;
+    let large = f.cache.store().put(vec![7; 3 << 20]);
+    let small = f.cache.store().put("small");
+    let pausing = f.materializer.pausing().clone();
+    let pause = |all| pausing.pause(Pause { all, until: None });
+    let mut asker = f.asker(1);
+    pause(false);
+    f.want(&asker, Class::Optional, &[("large", &large), ("small", &small)])
+        .await;
+    f.want(&asker, Class::Required, &[("now", &f.cache.store().put("now"))])
+        .await;
+    assert_eq!(asker.ends(1).await[0].0, "bazel-out/now");
+    pause(true);
+    // The coordinator has heard of it by the end of this.
+    f.materializer.begin(&f.root, 1).await;
+    f.want(&asker, Class::Required, &[("small", &small)]).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(asker.completions.try_recv().is_err());
+    pause(false);
+    let ends = asker.ends(2).await;
+    assert!(ends.iter().all(|(path, _)| path == "bazel-out/small"), "{ends:?}");
+    pausing.resume();
+    assert_eq!(asker.ends(1).await[0].0, "bazel-out/large");
+    pause(true);
+    f.want(&asker, Class::Required, &[("last", &f.cache.store().put("last"))])
+        .await;
+    drop(pausing);
+    f.materializer.close().await;
+    assert_eq!(asker.ends(1).await[0].0, "bazel-out/last");
+}
+
+#[tokio::test]
 async fn a_large_blob_is_streamed_once_and_copied_for_the_rest() {
     let f = Fixture::new().await;
     let bytes = vec![7; 5 << 20];

@@ -161,6 +161,24 @@ fn nothing_is_known_before_a_daemon_answers() {
 }
 
 #[test]
+fn it_is_said_above_all_else_that_downloads_are_paused() {
+    let mut top = connected();
+    let pause = pb::Pause {
+        all: true,
+        until_ms: 0,
+    };
+    top.take(Told::Paused(Some(pause)), Duration::ZERO);
+    let screen = shown(&mut top, 100, 6);
+    assert!(
+        screen.contains("all downloads are paused (`outhaul pause --all`)"),
+        "{screen}"
+    );
+    top.take(Told::Paused(None), Duration::ZERO);
+    let screen = shown(&mut top, 100, 6);
+    assert!(!screen.contains("paused"), "{screen}");
+}
+
+#[test]
 fn builds_or_that_there_are_none() {
     let mut top = connected();
     let list = |list| Told::Answer(Subject::Builds, Answer::Builds(list));
