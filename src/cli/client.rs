@@ -16,7 +16,7 @@ use tower::{BoxError, ServiceExt, util::BoxCloneService};
 use super::{exit::Failure, pause, print, progress::Progress, run::own_states, runtime};
 use crate::{
     bep::commands::has_outputs,
-    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
+    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, SelectionArgs, StateArgs, from_environment},
     control::{ControlServer, Service},
     daemon::Services,
     invocation::policy::Policy,
@@ -364,9 +364,14 @@ impl Client {
 
     fn services(record: Record, cache: &CacheArgs) -> Result<Services, Failure> {
         let place: PlaceArgs = from_environment()?;
+        let selection: SelectionArgs = from_environment()?;
+        let policy = Policy {
+            no_local_sources: selection.no_local_sources(),
+            ..Policy::default()
+        };
         Ok(Services::open(
             record,
-            Policy::default(),
+            policy,
             place.rules(Destination::ExecRoot)?,
             cache.source_rule(true)?,
             place.options()?,

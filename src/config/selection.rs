@@ -64,7 +64,7 @@ pub(crate) struct SelectionArgs {
         long,
         value_name = "on|off",
         env = "OUTHAUL_LOCAL_SOURCES",
-        value_parser = ["on", "off"],
+        value_parser = ["on", "off", "true", "false"],
         hide_possible_values = true,
         default_value = "on"
     )]
@@ -86,6 +86,11 @@ pub(crate) struct SelectionArgs {
 }
 
 impl SelectionArgs {
+    /// Whether outputs of other output roots are left alone.
+    pub(crate) fn no_local_sources(&self) -> bool {
+        matches!(&*self.local_sources, "off" | "false")
+    }
+
     /// As what selection takes.
     ///
     /// # Errors
@@ -110,7 +115,7 @@ impl SelectionArgs {
                 .map(|text| size("--max-size", text))
                 .transpose()?,
             warm_output_service: self.warm_output_service,
-            no_local_sources: self.local_sources == "off",
+            no_local_sources: self.no_local_sources(),
             limits: BuildLimits::default(),
         })
     }

@@ -228,8 +228,13 @@ impl Service {
     fn shown(&self, row: InvocationRow, pending: u64) -> pb::Invocation {
         let outputs = row.outputs;
         let stores = outputs.stores.iter().map(|(name, n)| (name.as_str().into(), *n));
+        let bytes = outputs
+            .store_bytes
+            .iter()
+            .map(|(name, n)| (name.as_str().into(), *n));
         let tally = with_fields_of!(outputs, Tally {
             stores: stores.collect(),
+            store_bytes: bytes.collect(),
         } downloaded downloaded_bytes present failed known superseded, ..Tally::default());
         let lost = row.root.and_then(|root| self.lost.lost(root, &row.invocation_id));
         let lost = lost.unwrap_or_default();

@@ -29,7 +29,7 @@ const ROWS: usize = 20;
 const FIRST_ROWS: usize = 20_000;
 
 /// Where a build's outputs may be.
-pub(super) struct Elsewhere {
+pub(crate) struct Elsewhere {
     offer: Offer,
     /// The build's own root.
     own: PathBuf,
@@ -50,18 +50,18 @@ struct Other {
 }
 
 impl Elsewhere {
-    /// The roots that are on record, for a build of one of them.
-    pub(super) fn new(record: &Record, own: RootId, offer: Offer) -> Self {
+    /// The roots that are on record, for a build of one of them, or of none.
+    pub(crate) fn new(record: &Record, own: Option<RootId>, offer: Offer) -> Self {
         let mut roots = record.roots();
-        let here = roots.iter().find(|(id, _)| *id == own);
+        let here = roots.iter().find(|(id, _)| Some(*id) == own);
         let here = here.map(|(_, row)| PathBuf::from(&row.path)).unwrap_or_default();
         // Versions go by the clock. Its own root may have the bytes at another path.
-        roots.sort_by_key(|(id, row)| (*id != own, std::cmp::Reverse(row.version)));
+        roots.sort_by_key(|(id, row)| (Some(*id) != own, std::cmp::Reverse(row.version)));
         roots.truncate(ROOTS);
         let other = |id, path: &str| Other {
             id,
             path: Path::new(path).into(),
-            by_path: id != own,
+            by_path: Some(id) != own,
             asked: 0,
             had: 0,
             rows: 0,
@@ -72,6 +72,28 @@ impl Elsewhere {
             roots: roots.iter().map(|(id, row)| other(*id, &row.path)).collect(),
             credit: FIRST_ROWS,
         }
+    }
+
+    /// Looks for the blobs of outputs that are not on disk, whatever the record says. Blocks on the record and the disk.
+    pub(crate) fn look_for_absent(&mut self, record: &Record, wants: &[Want]) {
+        let is_absent = |want: &Want| want.recorded.is_none() || self.is_absent(want);
+        let absent = wants.iter().filter(|want| is_absent(want));
+        let absent: Vec<Want> = absent
+            .map(|want| Want {
+                recorded: None,
+                ..want.clone()
+            })
+            .collect();
+        self.look(record, &absent);
+    }
+
+    fn is_absent(&self, want: &Want) -> bool {
+        self.own.join(want.path.as_path()).symlink_metadata().is_err()
+    }
+
+    /// What was found is offered for as long as there is the store.
+    pub(crate) fn for_good(self) {
+        self.offer.for_good();
     }
 
     /// Looks for the blobs of outputs of which the record does not say that they are in place. Blocks on the record.
@@ -117,7 +139,7 @@ impl Elsewhere {
             }
             if want.recorded.is_some() && has_others && looked_at != want.path.parent() {
                 looked_at = want.path.parent();
-                is_deleted = std::fs::symlink_metadata(self.own.join(want.path.as_path())).is_err();
+                is_deleted = self.is_absent(want);
             }
             if want.recorded.is_none() || (is_deleted && looked_at == want.path.parent()) {
                 missing.push((want, digest));

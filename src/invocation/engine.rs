@@ -84,6 +84,11 @@ impl Engine {
         self.shared.policy.write().reselect(policy);
     }
 
+    /// Whether outputs of other output roots are copied where they have the same bytes.
+    pub(crate) fn has_local_sources(&self) -> bool {
+        !self.shared.policy.read().no_local_sources
+    }
+
     /// How long the event service remembers a stream; the tasks of builds stay a little longer. To be called before there
     /// are any.
     pub fn linger(&self, streams: Duration) {

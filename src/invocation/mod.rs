@@ -5,7 +5,7 @@
 
 mod actor;
 pub mod build;
-mod elsewhere;
+pub(crate) mod elsewhere;
 mod engine;
 pub mod feed;
 pub(crate) mod limits;

@@ -7,6 +7,7 @@ use crate::{
     output::Class,
     printable::clipped,
     record::{OutputState, Transfers},
+    remote::LOCAL_FILES,
     units::{show_count, show_duration, show_size},
 };
 
@@ -191,17 +192,25 @@ impl Tally {
 
     /// The summary line. `settled_in` is how long after the build's last event everything required was there.
     pub fn summary(&self, settled_in: Duration) -> String {
+        // What was copied from files of this machine was not downloaded.
+        let is_here = |store: &str| store == LOCAL_FILES;
+        let here = self.stores.iter().find(|(store, _)| is_here(store));
+        let here = here.map_or(0, |(_, count)| *count);
+        let here_bytes = self.store_bytes.get(LOCAL_FILES).copied().unwrap_or_default();
         let mut line = format!(
             "outhaul: {} downloaded ({}), {} already present, {} failed, {} known; settled in {}",
-            show_count(self.downloaded),
-            show_size(self.downloaded_bytes),
+            show_count(self.downloaded.saturating_sub(here)),
+            show_size(self.downloaded_bytes.saturating_sub(here_bytes)),
             show_count(self.present),
             show_count(self.failed),
             show_count(self.known),
             show_duration(settled_in),
         );
         let stores = self.stores.iter().filter(|(_, count)| *count > 0);
-        let stores = stores.map(|(store, count)| format!("{} from {store}", show_count(*count)));
+        let stores = stores.map(|(store, count)| match show_count(*count) {
+            count if is_here(store) => format!("{count} from {store} ({})", show_size(here_bytes)),
+            count => format!("{count} from {store}"),
+        });
         let stores: Vec<String> = stores.collect();
         if !stores.is_empty() {
             line.push_str(&format!("; {}", stores.join(", ")));
@@ -267,6 +276,30 @@ mod tests {
         assert_eq!(
             tally.summary(Duration::from_millis(420)),
             "outhaul: 12 downloaded (3.4 MiB), 230 already present, 0 failed, 4,120 known; settled in 0.42s"
+        );
+    }
+
+    #[test]
+    fn what_was_copied_from_this_machine_is_told_apart_from_downloads() {
+        let mut tally = Tally::default();
+        for (source, store) in [
+            (Source::Batch, Some("grpc://h:1")),
+            (Source::Stream, Some(LOCAL_FILES)),
+            (Source::Copy, Some(LOCAL_FILES)),
+            (Source::Copy, None),
+        ] {
+            let outcome = Outcome::Downloaded {
+                source,
+                store: store.map(Into::into),
+                stamp: None,
+                bytes: 1024,
+            };
+            tally.add(&completion(Class::Required, outcome));
+        }
+        assert_eq!(
+            tally.summary(Duration::ZERO),
+            "outhaul: 2 downloaded (2.0 KiB), 0 already present, 0 failed, 0 known; settled in 0.00s; \
+             1 from grpc://h:1, 2 from local files (2.0 KiB)"
         );
     }
 

@@ -37,11 +37,10 @@ use crate::{
     builds::StreamKey,
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
-    invocation::Engine,
-    invocation::build::Effect,
+    invocation::{Engine, build::Effect, elsewhere::Elsewhere},
     journal::{Entry, Journal, JournalError},
     materialize::{
-        Awaited, Counted, Materializer, Root, Session,
+        Awaited, Counted, Materializer, Root, Session, Want,
         place::{Epoch, OutputRoot},
     },
     output::{Class, OutputContent},
@@ -356,7 +355,7 @@ impl Stager {
     ) -> Result<Staged, StageError> {
         let working = self.working.token();
         let destination = self.destination(directory, false).await?;
-        let store = Arc::new(self.store(&plan).await);
+        let store = self.store(&plan).await;
         let attribution = Arc::new(Attribution {
             invocation_id: plan.build.invocation_id.clone(),
             build_id: plan.build.build_id.clone(),
@@ -462,11 +461,11 @@ impl Stager {
     }
 
     /// Where bytes come from: the output tree where the record vouches for a file, and the build's cache.
-    async fn store(&self, plan: &Plan) -> LocalFirst {
+    async fn store(&self, plan: &Plan) -> Arc<LocalFirst> {
         let row = &plan.build;
         if !plan.gather.from().is_empty() {
             let nowhere = Nowhere("there is no build".to_owned());
-            return LocalFirst::new(HashMap::new(), Arc::new(nowhere));
+            return Arc::new(LocalFirst::new(HashMap::new(), Arc::new(nowhere)));
         }
         let cache = if row.root.is_none() {
             // It was brought here from elsewhere, or only its journal is left, which looks the same. What somebody else
@@ -527,7 +526,37 @@ impl Stager {
             copies
         });
         let copies = copies.await.unwrap_or_default();
-        LocalFirst::new(copies, cache).with_only(plan.runfiles.copies.clone())
+        let store = Arc::new(LocalFirst::new(copies, cache).with_only(plan.runfiles.copies.clone()));
+        self.look_elsewhere(plan, &store).await;
+        store
+    }
+
+    /// Looks for what the build's own output root does not have among the outputs of others.
+    async fn look_elsewhere(&self, plan: &Plan, store: &Arc<LocalFirst>) {
+        if !self.engine.as_ref().is_some_and(Engine::has_local_sources) {
+            return;
+        }
+        let missing = plan.selection.artifacts.iter().filter(
+            |artifact| matches!(&artifact.content, OutputContent::Blob(digest) if !store.has_copy(digest)),
+        );
+        let wants: Vec<Want> = missing
+            .map(|artifact| {
+                Want::new(
+                    artifact.exec_path.clone(),
+                    artifact.content.clone(),
+                    artifact.class,
+                    None,
+                )
+            })
+            .collect();
+        let (record, own, offer) = (self.record.clone(), plan.build.root, store.offer());
+        // What is not found comes from the cache.
+        let _ = spawn_blocking(move || {
+            let mut elsewhere = Elsewhere::new(&record, own, offer);
+            elsewhere.look_for_absent(&record, &wants);
+            elsewhere.for_good();
+        })
+        .await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outhaul::demo::{GeneratedBuild, Setting};
 use outhaul_testkit::{
     Ran, Running,
     cache::{BlobFault, RequestFault, Rpc, Times},
@@ -150,6 +151,35 @@ async fn the_output_trees_copy_is_taken_if_it_is_right_and_the_caches_if_not() {
         b"changed",
         "the output tree is not touched"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_output_root_has_is_staged_without_the_cache() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.address()).await;
+    let second = world.dir.path().join("second/execroot/_main");
+    std::fs::create_dir_all(&second).unwrap();
+    let setting = Setting {
+        workspace: world.path("other"),
+        exec_root: second.display().to_string(),
+        remote_cache: world.cache.endpoint(),
+        instance_name: String::new(),
+    };
+    let again = GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 1).incremental();
+    world.play(&again, server.address()).await;
+    assert_eq!(world.wrong_below(&second), Vec::<String>::new());
+    std::fs::remove_dir_all(second.join("bazel-out")).unwrap();
+    world.cache.store().clear();
+    let to = world.path("out");
+    let other = format!("--workspace={}", world.path("other"));
+    let ran = stage(&world, &to, &[&other, "//lib:lib"]).await.expect(0);
+    assert!(
+        count(&ran, "copied") > 0 && count(&ran, "downloaded") == 0,
+        "{ran}"
+    );
+    is_staged(&to, &["//lib:lib"]).await.expect(0);
+    stop(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

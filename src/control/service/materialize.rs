@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::{Service, find::Found, show};
 use crate::{
     exec_path::ExecPath,
-    invocation::rows,
+    invocation::{Engine, elsewhere::Elsewhere, rows},
     materialize::{Completion, Counted, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
@@ -208,6 +208,12 @@ impl Service {
             let stamp = f.row.stamp.filter(|_| f.row.state == OutputState::Materialized);
             Want::new(f.path.clone(), f.row.content.clone(), Class::Required, stamp)
         });
+        let wants: Vec<Want> = wants.collect();
+        // Offered to the cache's store until the end.
+        let _elsewhere = match served {
+            None => self.look_elsewhere(id, &cache, &wants).await,
+            Some(_) => None,
+        };
         let session = |completions| Session {
             version,
             root: root.clone(),
@@ -219,7 +225,7 @@ impl Service {
             served,
             completions,
         };
-        let request = self.materializer.request(session, wants.collect()).await;
+        let request = self.materializer.request(session, wants).await;
         let mut request = request.counted_by(counted.clone());
         let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
         while let Some(list) = request.next().await {
@@ -245,6 +251,20 @@ impl Service {
             (found, Err(Arc::new(error)))
         });
         fetched.chain(outdated).collect()
+    }
+
+    /// Looks for outputs that are not on disk among those of other output roots.
+    async fn look_elsewhere(&self, id: RootId, cache: &SourceCache, wants: &[Want]) -> Option<Elsewhere> {
+        if !self.engine.as_ref().is_some_and(Engine::has_local_sources) {
+            return None;
+        }
+        let (record, offer, wants) = (self.record.clone(), cache.local().offer(), wants.to_vec());
+        let looked = spawn_blocking(move || {
+            let mut elsewhere = Elsewhere::new(&record, Some(id), offer);
+            elsewhere.look_for_absent(&record, &wants);
+            elsewhere
+        });
+        looked.await.ok()
     }
 
     /// The output root of a recorded build and what serves it, its cache, and the invocation to attribute requests to.

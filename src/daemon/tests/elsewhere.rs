@@ -153,3 +153,28 @@ async fn without_local_sources_everything_comes_from_the_cache() {
     build(&mut f, "two", "second/execroot/_main", "/w2", files).await;
     assert_eq!(asked(&f) - before, 1);
 }
+
+#[tokio::test]
+async fn what_is_asked_for_by_path_is_copied_from_another_root_too() {
+    let (mut f, digest) = first_built().await;
+    let files = vec![output("a", &digest)];
+    build(&mut f, "two", "second/execroot/_main", "/w2", files).await;
+    let second = f.dir.path().join("second/execroot/_main/bazel-out/k8/bin/a");
+    f.cache.store().clear();
+    for (no_local_sources, outcome) in [
+        (true, pb::OutputOutcome::Unspecified),
+        (false, pb::OutputOutcome::Downloaded),
+        // The record has a stamp of it this time.
+        (false, pb::OutputOutcome::Downloaded),
+    ] {
+        std::fs::remove_file(&second).unwrap_or_default();
+        f.services.engine.set_policy(Policy {
+            no_local_sources,
+            ..Policy::default()
+        });
+        let path = second.display().to_string();
+        let got = f.services.service.materialize(vec![path]).await;
+        assert_eq!(got[0].outcome(), outcome, "{:?}", got[0]);
+    }
+    assert_eq!(std::fs::read(&second).unwrap(), b"bytes");
+}

@@ -288,7 +288,7 @@ impl Actor {
             completions: self.completions.clone(),
         };
         let record = &self.shared.record;
-        place.elsewhere = local.map(|store| Elsewhere::new(record, place.id, store.offer()));
+        place.elsewhere = local.map(|store| Elsewhere::new(record, Some(place.id), store.offer()));
         Some(place.session.insert(Arc::new(session)).clone())
     }
 

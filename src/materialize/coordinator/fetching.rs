@@ -19,6 +19,7 @@ use super::{
     Blob, Coordinator, Fetched,
     jobs::CacheId,
     lanes::BUDGET_UNIT,
+    nearby::from_here,
 };
 use crate::{
     digest::Digest,
@@ -338,6 +339,7 @@ impl Coordinator {
         let followers: Vec<JobId> = blob.jobs.into_iter().filter(|id| *id != lead).collect();
         match result {
             Ok(placed) => {
+                let from_here = from_here(store.as_ref());
                 let origin = self.jobs.get_mut(&lead).and_then(|job| {
                     job.source = Source::Stream;
                     job.fetched = Some((blob.asked, self.now));
@@ -353,7 +355,8 @@ impl Coordinator {
                         self.finish_placed(id, placed);
                         continue;
                     }
-                    self.copy_or_fetch(id, origin.as_ref(), Some(placed.stamp), &digest);
+                    let origin = origin.as_ref().map(|origin| (origin, placed.stamp));
+                    self.copy_or_fetch(id, origin, from_here.clone(), &digest);
                 }
             }
             Err(LargeError::Place(error)) => {
@@ -382,15 +385,15 @@ impl Coordinator {
     pub(super) fn copy_or_fetch(
         &mut self,
         id: JobId,
-        origin: Option<&(Arc<Root>, ExecPath)>,
-        stamp: Option<Stamp>,
+        origin: Option<(&(Arc<Root>, ExecPath), Stamp)>,
+        store: Option<Arc<str>>,
         digest: &Digest,
     ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        match (origin, stamp) {
-            (Some((root, from)), Some(stamp)) if root.id == job.root.id => {
+        match origin {
+            Some(((root, from), stamp)) if root.id == job.root.id => {
                 job.source = Source::Copy;
-                job.store = None;
+                job.store = store;
                 job.bytes = digest.size();
                 let work = Work::Copy {
                     root: job.root.clone(),

@@ -5,7 +5,7 @@
 //! waits for the file, or reads it. Nothing is believed: whatever is read is verified like bytes from the cache, and
 //! fetched from there when it is not what it was.
 
-use std::{collections::HashMap, hash::BuildHasher as _};
+use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
 use super::{
     super::{
@@ -19,6 +19,7 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
+    remote::LOCAL_FILES,
 };
 
 /// Files of which it is known what they hold; of as many again it may be known. About 200 bytes each, with the path.
@@ -43,6 +44,13 @@ struct File {
     path: ExecPath,
     stamp: Stamp,
     digest: Digest,
+    /// Set if its bytes came from a file of this machine: so do those of its copies.
+    store: Option<Arc<str>>,
+}
+
+/// The store that a copy's bytes came from: that of its original, if that is a file of this machine.
+pub(super) fn from_here(store: Option<&Arc<str>>) -> Option<Arc<str>> {
+    store.filter(|store| ***store == *LOCAL_FILES).cloned()
 }
 
 /// A root and a blob, hashed: anyone who finds another blob's file has its digest to compare.
@@ -137,15 +145,15 @@ impl Coordinator {
             // A file that is wanted again itself is not what it was.
             Some(Nearby::File(file)) if file.path != job.path && file.digest == *digest => {
                 job.source = Source::Copy;
-                job.store = None;
+                job.store.clone_from(&file.store);
                 job.bytes = digest.size();
                 if digest.size() < COPY {
                     let content = PlaceContent::File(digest.clone(), file.path.clone());
                     self.local_places.push((id, content));
                 } else {
                     let (origin, digest) = ((job.root.clone(), file.path.clone()), digest.clone());
-                    let stamp = file.stamp;
-                    self.copy_or_fetch(id, Some(&origin), Some(stamp), &digest);
+                    let (stamp, store) = (file.stamp, file.store.clone());
+                    self.copy_or_fetch(id, Some((&origin, stamp)), store, &digest);
                 }
             }
             _ => return false,
@@ -187,6 +195,7 @@ impl Coordinator {
                 path: job.path.clone(),
                 stamp: *stamp,
                 digest: digest.clone(),
+                store: from_here(job.store.as_ref()),
             }),
             _ => None,
         };
@@ -241,6 +250,7 @@ mod tests {
                 path: ExecPath::new("bazel-out/x").unwrap(),
                 stamp: Stamp::default(),
                 digest: digest(n),
+                store: None,
             };
             let waiting = nearby.settle(1, &digest(n), n as JobId, Some(file));
             assert!(waiting.is_empty());
