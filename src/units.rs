@@ -47,13 +47,13 @@ pub(crate) fn has_date(time: SystemTime) -> bool {
 /// reckoned with; one from now until the end of a clock's numbers cannot.
 const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
 
-/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds, as in Bazel's flags. What is
+/// Reads a duration: a number with `ms`, `s`, `m`, `h`, `d` or `w`; a bare number is seconds, as in Bazel's flags. What is
 /// longer than 100 years is as good as forever, and is read as 100 years.
 ///
 /// # Errors
 /// When the text is not of that form.
 pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
-    let error = || anyhow!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)");
+    let error = || anyhow!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h, 1d or 2w)");
     let (number, unit) = split(text);
     let seconds = match unit {
         "ms" => 0.001,
@@ -61,6 +61,7 @@ pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
         "m" | "min" => 60.0,
         "h" => 3600.0,
         "d" => 86400.0,
+        "w" => 7.0 * 86400.0,
         _ => return Err(error()),
     };
     number
@@ -68,6 +69,19 @@ pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
         .ok()
         .and_then(|n| Duration::try_from_secs_f64((n * seconds).min(LONGEST_SECONDS)).ok())
         .ok_or_else(error)
+}
+
+/// Reads how old something may be: a duration with a unit, since days are meant as easily as seconds.
+///
+/// # Errors
+/// When the text is not of that form.
+pub(crate) fn parse_age(text: &str) -> anyhow::Result<Duration> {
+    let age = parse_duration(text)?;
+    if split(text).1.is_empty() && !age.is_zero() {
+        let number = text.trim();
+        bail!("{text:?} has no unit (write {number}d, or {number}s for seconds)");
+    }
+    Ok(age)
 }
 
 /// Reads `NAME=VALUE`. Gives which of the names that are known it is, each given with whether its value is a size or else a
@@ -94,7 +108,7 @@ pub(crate) fn parse_named<I: Iterator<Item = (&'static str, bool)>>(
     Ok((at, value))
 }
 
-/// Reads a size in bytes: a number with `B`, `K`/`KiB`, `M`/`MiB`, `G`/`GiB`, `T`/`TiB` (powers of 1024) or `KB`,
+/// Reads a size in bytes: a number with `B`, `K`/`Ki`/`KiB`, `M`/`Mi`/`MiB`, `G`/`Gi`/`GiB`, `T`/`Ti`/`TiB` (powers of 1024) or `KB`,
 /// `MB`, `GB`, `TB` (powers of 1000).
 ///
 /// # Errors
@@ -104,10 +118,10 @@ pub(crate) fn parse_size(text: &str) -> anyhow::Result<u64> {
     let (number, unit) = split(text);
     let factor: u64 = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
+        "k" | "ki" | "kib" => 1 << 10,
+        "m" | "mi" | "mib" => 1 << 20,
+        "g" | "gi" | "gib" => 1 << 30,
+        "t" | "ti" | "tib" => 1 << 40,
         "kb" => 1_000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
@@ -211,6 +225,7 @@ mod tests {
             ("10m", 600_000),
             ("2h", 7_200_000),
             ("7", 7000),
+            ("2w", 1_209_600_000),
             ("1.5s", 1500),
             ("0", 0),
         ] {
@@ -223,6 +238,24 @@ mod tests {
         for text in ["", "s", "-1s", "10 parsecs", "1e400s", "nan"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_age_has_a_unit() {
+        for (text, seconds) in [
+            ("14d", 1_209_600),
+            ("2w", 1_209_600),
+            ("90s", 90),
+            ("0", 0),
+            ("0d", 0),
+        ] {
+            assert_eq!(parse_age(text).unwrap().as_secs(), seconds, "{text}");
+        }
+        assert_eq!(
+            parse_age("14").unwrap_err().to_string(),
+            "\"14\" has no unit (write 14d, or 14s for seconds)"
+        );
+        assert!(parse_age("1.5").is_err() && parse_age("soon").is_err());
     }
 
     #[test]
@@ -244,6 +277,8 @@ mod tests {
             ("10 MiB", 10 << 20),
             ("2GB", 2_000_000_000),
             ("1.5K", 1536),
+            ("5Mi", 5 << 20),
+            ("20Gi", 20 << 30),
         ] {
             assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }

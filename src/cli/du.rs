@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{client::AskArgs, exit, exit::Failure, print, runtime, stage::workspace_named};
+use super::{client::AskArgs, exit, exit::Failure, paths::recorded_workspace, print, runtime};
 use crate::{
     printable::printable,
     proto::outhaul::v1 as pb,
@@ -19,7 +19,7 @@ pub(super) struct DuArgs {
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = By::Workspace)]
     by: By,
 
-    /// Only outputs of this workspace; by default, of all
+    /// Only outputs of the workspace that this directory is in; by default, of all
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
 
@@ -41,7 +41,7 @@ pub(super) fn main(args: &DuArgs) -> Result<u8, Failure> {
         By::Build => pb::DiskUsageBy::Invocation,
     };
     let request = pb::DiskUsageRequest {
-        workspace: workspace_named(args.workspace.as_deref())?,
+        workspace: recorded_workspace(args.workspace.as_deref())?,
         by: by.into(),
     };
     runtime()?.block_on(async {

@@ -4,7 +4,7 @@ use std::{io::Write as _, path::PathBuf};
 
 use clap::Args;
 
-use super::{client::AskArgs, exit, exit::Failure, print, runtime, stage::workspace_named, view};
+use super::{client::AskArgs, exit, exit::Failure, paths::recorded_workspace, print, runtime, view};
 use crate::{
     config::ConfigError,
     printable::printable,
@@ -19,7 +19,7 @@ pub(super) struct EvictArgs {
     #[arg(long, value_name = "SIZE")]
     to_free: String,
 
-    /// Only outputs of this workspace; by default, of all
+    /// Only outputs of the workspace that this directory is in; by default, of all
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
 
@@ -40,7 +40,7 @@ pub(super) fn main(args: &EvictArgs) -> Result<u8, Failure> {
         parse_size(&args.to_free).map_err(|e| ConfigError::new(format!("--to-free={}", args.to_free), e))?;
     let request = pb::EvictRequest {
         bytes,
-        workspace: workspace_named(args.workspace.as_deref())?,
+        workspace: recorded_workspace(args.workspace.as_deref())?,
         include_newest: args.include_newest,
         dry_run: args.dry_run,
     };

@@ -12,18 +12,18 @@ use crate::{
     journal::{Journal, JournalOptions},
     printable::printable,
     record::{Record, RecordError},
-    units::{parse_duration, parse_size, show_size},
+    units::{parse_age, parse_size, show_size},
 };
 
 /// Arguments of `outhaul gc`.
 #[derive(Debug, Args)]
 pub(super) struct GcArgs {
     /// Only show what would be deleted
-    #[arg(long)]
+    #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
 
     /// Instead, show the output bases of recorded builds whose workspace no longer exists
-    #[arg(long, conflicts_with = "dry_run")]
+    #[arg(long)]
     orphans: bool,
 
     /// With --orphans: remove them
@@ -63,7 +63,7 @@ pub(super) fn main(args: &GcArgs) -> Result<u8, Failure> {
         return orphans::main(&args.state, args.yes, args.json);
     }
     let retention = Retention {
-        max_age: parse_duration(&args.retention_age)
+        max_age: parse_age(&args.retention_age)
             .map_err(|e| ConfigError::new(format!("--retention-age={}", args.retention_age), e))?,
         journal_bytes: parse_size(&args.retention_size)
             .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,

@@ -6,6 +6,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::{exit::Failure, stage::text};
+
 /// Makes a user's path absolute and follows the links on its way (`bazel-bin` and its like), but not what it names
 /// itself: that may be an output that is a link, or not there at all. One of these links alone stands for the directory that
 /// it leads to. An exec path (`bazel-out/…`) that leads nowhere
@@ -46,6 +48,19 @@ pub(super) fn workspace_around(directory: &Path) -> Option<PathBuf> {
         .ancestors()
         .find(|above| marks.iter().any(|mark| above.join(mark).is_file()))
         .map(Path::to_owned)
+}
+
+/// The workspace that a directory which a flag names is in, as Bazel names it: its real path. One of another machine is not
+/// here to be looked at.
+pub(super) fn recorded_workspace(named: Option<&Path>) -> Result<String, Failure> {
+    let Some(named) = named else {
+        return Ok(String::new());
+    };
+    let real = match named.canonicalize() {
+        Ok(real) => real,
+        Err(_) => std::path::absolute(named)?,
+    };
+    text(&workspace_around(&real).unwrap_or(real), "--workspace")
 }
 
 /// Without `..`, by the letter: as a user reads it.

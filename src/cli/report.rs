@@ -10,7 +10,7 @@ use crate::{
     config::ConfigError,
     printable::printable,
     proto::outhaul::v1::{self as pb, report_response::Entry},
-    units::{now_ms, parse_duration, show_count, show_size},
+    units::{now_ms, parse_age, show_count, show_size},
 };
 
 /// Bytes of the unit that prices are for.
@@ -58,8 +58,7 @@ fn parse_price(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn main(args: &ReportArgs) -> Result<u8, Failure> {
-    let since =
-        parse_duration(&args.since).map_err(|e| ConfigError::new(format!("--since={}", args.since), e))?;
+    let since = parse_age(&args.since).map_err(|e| ConfigError::new(format!("--since={}", args.since), e))?;
     let since_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
     let by = match args.by {
         By::Target => pb::ReportBy::Target,

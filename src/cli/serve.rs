@@ -33,7 +33,7 @@ use crate::{
     sources::SourceRule,
     stage::Archives,
     transport::without_user_info,
-    units::{parse_duration, parse_size},
+    units::{parse_age, parse_duration, parse_size},
 };
 
 /// Where the admin port is unless told otherwise.
@@ -257,7 +257,8 @@ impl ServeArgs {
             limits,
             idle_timeout: idle_timeout.map_err(|e| ConfigError::new("--idle-timeout", e))?,
             retention: Some(Retention {
-                max_age: duration("--retention-age", &self.retention_age)?,
+                max_age: parse_age(&self.retention_age)
+                    .map_err(|e| ConfigError::new(given("--retention-age", &self.retention_age), e))?,
                 journal_bytes: parse_size(&self.retention_size)
                     .map_err(|e| ConfigError::new(given("--retention-size", &self.retention_size), e))?,
             }),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 
 use super::{ConfigError, all_parsed, parsed, size};
@@ -15,9 +15,16 @@ use crate::{
 /// Batches that may be under way where the rate is limited.
 const LIMITED_BATCHES: usize = 4;
 
-/// Bytes in a second, with or without `/s`.
+/// Bytes in a second. `/s` may be left out, unless a number alone would be left.
 fn parse_rate(text: &str) -> anyhow::Result<u64> {
-    match parse_size(text.trim().strip_suffix("/s").unwrap_or(text))? {
+    let size = text.trim().strip_suffix("/s");
+    let is_number = |text: &str| text.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let error = || anyhow!("{text:?} is not a rate (write 500KiB/s, 50MiB/s or 1GB/s)");
+    let rate = match size {
+        None if is_number(text) => return Err(error()),
+        _ => parse_size(size.unwrap_or(text)).map_err(|_| error())?,
+    };
+    match rate {
         0 => bail!("must be greater than zero"),
         rate => Ok(rate),
     }

@@ -71,6 +71,23 @@ async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
     let bytes = files["bytes"].as_u64().unwrap();
     assert!(bytes > 1 << 20, "{files}");
 
+    // However the workspace is written.
+    let workspace = world.path("workspace");
+    std::fs::create_dir_all(world.dir.path().join("workspace/app")).unwrap();
+    std::fs::write(world.dir.path().join("workspace/MODULE.bazel"), "").unwrap();
+    std::os::unix::fs::symlink(&workspace, world.path("link")).unwrap();
+    for named in ["workspace/app", "workspace/app/..", "link", "link/app"] {
+        let named = format!("--workspace={}", world.path(named));
+        let found = ask(&world, "du", &[&named]).await.expect(0).json().remove(0);
+        assert_eq!(found["name"], workspace, "{named}");
+    }
+    for (command, to_free) in [("du", None), ("evict", Some("--to-free=1"))] {
+        let mut args = vec!["--workspace=/nowhere"];
+        args.extend(to_free);
+        let unknown = ask(&world, command, &args).await;
+        unknown.says(3, &["no outputs of a workspace /nowhere are recorded"]);
+    }
+
     // All of it is the newest build's.
     let ran = ask(&world, "evict", &["--to-free=1"]).await;
     ran.says(
@@ -115,12 +132,15 @@ async fn output_bases_of_workspaces_that_are_gone_are_shown_and_then_removed() {
     let state = elsewhere.path().join("state");
     std::fs::rename(world.path("state"), &state).unwrap();
     let state = format!("--state-dir={}", state.display());
+    let mut wrong = outhaul();
+    wrong.args(["gc", "--orphans", "--dry-run", "--yes", &state]);
+    finish(wrong).await.says(2, &["cannot be used with"]);
     let orphans = async |args: &[&str]| {
         let mut process = outhaul();
         process.args(["gc", "--orphans", "--json", &state]).args(args);
         finish(process).await.expect(0)
     };
-    let shown = orphans(&[]).await.json().remove(0);
+    let shown = orphans(&["--dry-run"]).await.json().remove(0);
     assert_eq!(shown["workspace"], workspace);
     assert!(
         shown["bytes"].as_u64() > Some(1 << 20) && shown["kept"].is_null(),

@@ -190,4 +190,7 @@ async fn gc_shows_its_plan_and_keeps_what_was_staged_lately() {
     run(["gc", "--max-age=x", &world.state()])
         .await
         .says(2, &["--retention-age=x"]);
+    run(["gc", "--max-age=14", &world.state()])
+        .await
+        .says(2, &["--retention-age=14", "write 14d"]);
 }

@@ -102,31 +102,49 @@ fn files(
         })
 }
 
+/// Whether a recorded workspace is the one that a caller names. A build tool may name it by a link.
+fn is_workspace(recorded: &str, named: &str) -> bool {
+    let (recorded, named) = (Path::new(recorded), Path::new(named));
+    recorded == named || recorded.canonicalize().is_ok_and(|real| real == named)
+}
+
+/// Why nothing is found of a workspace.
+fn no_workspace(workspace: &str) -> Status {
+    Status::not_found(format!("no outputs of a workspace {workspace} are recorded"))
+}
+
 impl Service {
     /// The recorded output roots of a workspace, of any if that is empty, with the newest build of each. Blocks.
-    fn roots_of(&self, workspace: &str) -> Vec<(RootId, PathBuf, InvocationRow)> {
+    ///
+    /// # Errors
+    /// When the workspace has none.
+    fn roots_of(&self, workspace: &str) -> Result<Vec<(RootId, PathBuf, InvocationRow)>, Status> {
         let roots = self.record.roots().into_iter().filter_map(|(id, row)| {
             let newest = self.record.newest_invocation(id).unwrap_or_default();
-            let is_meant = workspace.is_empty() || newest.workspace == workspace;
+            let is_meant = workspace.is_empty() || is_workspace(&newest.workspace, workspace);
             is_meant.then(|| (id, PathBuf::from(row.path), newest))
         });
-        roots.collect()
+        let roots: Vec<_> = roots.collect();
+        if roots.is_empty() && !workspace.is_empty() {
+            return Err(no_workspace(workspace));
+        }
+        Ok(roots)
     }
 
     /// How much of the disk recorded outputs take.
     ///
     /// # Errors
-    /// When the code that counts has a bug.
+    /// When the workspace has no output roots, or the code that counts has a bug.
     pub async fn disk_usage(&self, request: pb::DiskUsageRequest) -> Result<pb::DiskUsageResponse, Status> {
         self.catch_up().await;
         let counted = self.read(move |service, gone| {
             let mut all = pb::DiskUsageResponse::default();
             let mut entries: HashMap<Arc<str>, pb::disk_usage_response::Entry> = HashMap::new();
-            for (id, exec_root, newest) in service.roots_of(&request.workspace) {
+            for (id, exec_root, newest) in service.roots_of(&request.workspace)? {
                 let workspace: Arc<str> = newest.workspace.as_str().into();
                 for (_, row, _, metadata) in files(service, id, &exec_root) {
                     if gone.is_cancelled() {
-                        return all;
+                        return Ok(all);
                     }
                     let name = match request.by() {
                         pb::DiskUsageBy::Unspecified | pb::DiskUsageBy::Workspace => workspace.clone(),
@@ -151,11 +169,13 @@ impl Service {
             all.entries
                 .sort_by(|a, b| (Reverse(a.bytes), &a.name).cmp(&(Reverse(b.bytes), &b.name)));
             all.entries.truncate(ENTRIES);
-            all
+            Ok(all)
         });
-        counted
-            .await
-            .ok_or_else(|| Status::internal("counting files panicked; this is a bug in outhaul"))
+        counted.await.unwrap_or_else(|| {
+            Err(Status::internal(
+                "counting files panicked; this is a bug in outhaul",
+            ))
+        })
     }
 
     /// Removes downloaded files that the cache still has, least recently used first, until enough space is freed. Answers
@@ -169,7 +189,10 @@ impl Service {
             let evictions = service.evictions.clone();
             let _turn = evictions.lock().await;
             service.catch_up().await;
-            let evicted = Eviction::prepare(service, request).await.run(&answer).await;
+            let evicted = match Eviction::prepare(service, request).await {
+                Ok(eviction) => eviction.run(&answer).await,
+                Err(error) => Err(error),
+            };
             let last = evicted.map(|left| pb::EvictResponse {
                 left: left.into_message(),
                 ..pb::EvictResponse::default()
@@ -281,9 +304,10 @@ struct Eviction {
 }
 
 impl Eviction {
-    async fn prepare(service: Service, request: pb::EvictRequest) -> Self {
+    async fn prepare(service: Service, request: pb::EvictRequest) -> Result<Self, Status> {
         let workspace = request.workspace.clone();
-        let known = service.read(move |service, _| service.roots_of(&workspace)).await;
+        let known = service.read(move |service, _| service.roots_of(&workspace));
+        let known = known.await.transpose()?;
         let mut left = LeftInPlace::default();
         let mut roots = Vec::new();
         for (id, exec_root, _) in known.unwrap_or_default() {
@@ -332,12 +356,12 @@ impl Eviction {
                 needed,
             });
         }
-        Self {
+        Ok(Self {
             service,
             request,
             roots: Arc::new(roots),
             left,
-        }
+        })
     }
 
     /// Removes files, and tells which. Gives back what was left in place.
@@ -558,6 +582,25 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
+
+    #[test]
+    fn a_workspace_is_found_by_its_real_path_however_the_build_has_named_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        let link = dir.path().join("link");
+        fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        for (recorded, named, is_it) in [
+            (&real, &real, true),
+            (&link, &real, true),
+            (&dir.path().to_owned(), &real, false),
+            (&dir.path().join("gone"), &dir.path().join("gone"), true),
+        ] {
+            let is_same = is_workspace(recorded.to_str().unwrap(), named.to_str().unwrap());
+            assert_eq!(is_same, is_it, "{recorded:?} {named:?}");
+        }
+        assert!(is_workspace("/w/", "/w") && !is_workspace("", "/w"));
+    }
 
     #[test]
     fn a_build_needs_what_its_links_and_the_runfiles_of_its_programs_lead_to() {

@@ -201,9 +201,31 @@ async fn nothing_goes_while_a_build_runs_or_that_the_newest_build_wants() {
         workspace: "/elsewhere".to_owned(),
         ..EVERYTHING
     };
-    assert_eq!(f.evict(elsewhere).await, (Vec::new(), BTreeMap::new()));
+    let refused = self::reported(f.services.service.evict(elsewhere))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    assert_eq!(
+        refused.message(),
+        "no outputs of a workspace /elsewhere are recorded"
+    );
     assert!(f.file("a").exists());
     assert_eq!(f.evict(EVERYTHING).await.0, ["a"]);
+}
+
+#[tokio::test]
+async fn a_workspace_that_is_not_recorded_is_an_error() {
+    let mut f = Fixture::new(false).await;
+    f.built("first", &[("a", "of a")]).await;
+    let usage = |workspace: String| {
+        f.services.service.disk_usage(pb::DiskUsageRequest {
+            workspace,
+            ..pb::DiskUsageRequest::default()
+        })
+    };
+    assert_eq!(usage("/w".to_owned()).await.unwrap().outputs, 1);
+    let unknown = usage("/nowhere".to_owned()).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
 }
 
 #[tokio::test]
