@@ -173,6 +173,9 @@ pub struct Metrics {
     pub queue: Family<LaneLabels, Gauge>,
     /// Bytes that are on their way between the cache and the disk.
     pub bytes_in_flight: Gauge<i64, AtomicI64>,
+    /// Outputs, and their bytes, that were removed because the disk got full.
+    auto_evicted_outputs: Counter,
+    auto_evicted_bytes: Counter,
     /// Lanes whose downloads are paused on request.
     paused: Family<LaneLabels, Gauge>,
     /// Requests to the remote cache.
@@ -210,6 +213,8 @@ impl Default for Metrics {
             queue: Family::default(),
             bytes_in_flight: Gauge::default(),
             paused: Family::default(),
+            auto_evicted_outputs: Counter::default(),
+            auto_evicted_bytes: Counter::default(),
             requests: Family::default(),
             transfer_seconds: Family::new_with_constructor(seconds),
             events: Counter::default(),
@@ -367,6 +372,17 @@ impl Metrics {
             "Whether downloads are paused (outhaul pause), by lane",
             self.paused.clone(),
         );
+        registry.register(
+            "auto_evicted_outputs",
+            "Outputs removed by --auto-evict",
+            self.auto_evicted_outputs.clone(),
+        );
+        registry.register_with_unit(
+            "auto_evicted",
+            "Disk space freed by --auto-evict",
+            Unit::Bytes,
+            self.auto_evicted_bytes.clone(),
+        );
     }
 
     /// Outputs that ended alike.
@@ -415,6 +431,12 @@ impl Metrics {
     pub(crate) fn queue_depth(&self, lane: &'static str, depth: usize) {
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
         self.queue.get_or_create(&LaneLabels { lane }).set(depth);
+    }
+
+    /// Outputs were removed because the disk got full.
+    pub(crate) fn auto_evicted(&self, outputs: u64, bytes: u64) {
+        self.auto_evicted_outputs.inc_by(outputs);
+        self.auto_evicted_bytes.inc_by(bytes);
     }
 
     /// Whether no downloads of a lane are begun, on request.

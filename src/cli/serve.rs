@@ -26,7 +26,7 @@ use crate::{
         notify_stopping,
     },
     invocation::policy::Policy,
-    materialize::MaterializeOptions,
+    materialize::{MaterializeOptions, place::Mark},
     notify::{Notifier, NotifyOptions},
     record::Record,
     roots::{Destination, RootRules},
@@ -86,6 +86,10 @@ pub(super) struct ServeArgs {
         default_value = "1GiB"
     )]
     retention_size: String,
+
+    /// Remove outputs that the cache still has, as `outhaul evict` does, while less than twice --min-free-space is free
+    #[arg(long, env = "OUTHAUL_AUTO_EVICT")]
+    auto_evict: bool,
 
     #[command(flatten)]
     pub(super) access: AccessArgs,
@@ -241,6 +245,12 @@ impl ServeArgs {
         let state_dir = self.state.directory()?;
         let socket = self.state.socket()?;
         let control = self.control.port(&self.access, &self.cache.remote_cache)?;
+        if self.auto_evict && placing.place.space == Mark::NOTHING {
+            return Err(ConfigError::new(
+                "--auto-evict",
+                "has no effect with --min-free-space=0; name the space that is to stay free",
+            ));
+        }
         let idle_timeout = self.idle_timeout.as_deref().map(parse_duration).transpose();
         let idle_timeout = match idle_timeout {
             Ok(Some(Duration::ZERO)) => Err(anyhow!("must be greater than zero")),
@@ -263,6 +273,7 @@ impl ServeArgs {
                     .map_err(|e| ConfigError::new(given("--retention-size", &self.retention_size), e))?,
             }),
             leases: self.lease.options()?,
+            auto_evict: self.auto_evict.then_some(placing.place.space),
             ..DaemonOptions::default()
         };
         let linger = duration("--linger", &self.linger)?;

@@ -15,5 +15,5 @@ pub(crate) use self::service::{
 pub(crate) use self::{
     admin::{Admin, is_for_us},
     server::ControlServer,
-    service::Service,
+    service::{Service, disk::Short},
 };

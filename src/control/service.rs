@@ -2,7 +2,7 @@
 //! itself because no daemon runs.
 
 mod calls;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod find;
 pub(crate) mod finding;
 mod materialize;

@@ -10,6 +10,7 @@ mod control;
 mod deleted;
 mod error;
 mod events;
+mod evicting;
 mod idle;
 mod memory;
 mod recovery;

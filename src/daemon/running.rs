@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ControlListener, DaemonError, EventListeners, Retention, Services,
     background::background,
-    control, events, idle,
+    control, events, evicting, idle,
     recovery::{interrupt_stale, recover, set_aside, sweep},
     retention,
 };
@@ -23,6 +23,7 @@ use crate::{
     control::Admin,
     journal::{Journal, JournalOptions},
     lease::{self, LeaseOptions, LostOutputs},
+    materialize::place::Mark,
     metrics::Metrics,
     notify::Backlog,
     page,
@@ -66,6 +67,8 @@ pub struct DaemonOptions {
     pub admin: Option<AdminListener>,
     /// What is kept of old builds; everything, if it is not set.
     pub retention: Option<Retention>,
+    /// Below twice this much free space, outputs that the cache still has are removed; never, if it is not set.
+    pub auto_evict: Option<Mark>,
     /// Whether and how outputs that were not downloaded are kept in the cache.
     pub leases: Option<LeaseOptions>,
     /// After how much idleness the daemon ends by itself.
@@ -119,6 +122,38 @@ async fn serve_admin(
     port.serve(Listening::Tcp(admin.listener), admin.access, pages, stop)
         .await;
     Ok(())
+}
+
+/// What is done beside serving.
+struct Upkeep {
+    retention: Option<Retention>,
+    auto_evict: Option<Mark>,
+    leases: Option<LeaseOptions>,
+}
+
+impl Upkeep {
+    fn start(
+        self,
+        tasks: &mut JoinSet<Result<(), DaemonError>>,
+        services: &Services,
+        journal: Option<Journal>,
+        lost: LostOutputs,
+        shutdown: &CancellationToken,
+    ) {
+        if let Some(retention) = self.retention {
+            let (record, roots) = (services.record.clone(), services.leases.roots.clone());
+            let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
+            tasks.spawn(background("deleting old builds", forgetting, shutdown.clone()));
+        }
+        if let Some(mark) = self.auto_evict {
+            let freeing = evicting::keep_free(services.clone(), mark, shutdown.clone());
+            tasks.spawn(background("freeing disk space", freeing, shutdown.clone()));
+        }
+        if let Some(leasing) = self.leases {
+            let keeping = lease::keep(services.leases.clone(), leasing, lost, shutdown.clone());
+            tasks.spawn(background("renewing leases", keeping, shutdown.clone()));
+        }
+    }
 }
 
 impl Daemon {
@@ -177,15 +212,12 @@ impl Daemon {
                 shutdown.clone(),
             ));
         }
-        if let Some(retention) = options.retention {
-            let (record, roots) = (services.record.clone(), services.leases.roots.clone());
-            let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
-            tasks.spawn(background("deleting old builds", forgetting, shutdown.clone()));
-        }
-        if let Some(leasing) = options.leases {
-            let keeping = lease::keep(services.leases.clone(), leasing, lost, shutdown.clone());
-            tasks.spawn(background("renewing leases", keeping, shutdown.clone()));
-        }
+        let upkeep = Upkeep {
+            retention: options.retention,
+            auto_evict: options.auto_evict,
+            leases: options.leases,
+        };
+        upkeep.start(&mut tasks, &services, journal, lost, &shutdown);
         let work = idle::Work {
             services: services.clone(),
             events: events.clone(),

@@ -6,7 +6,7 @@ use outhaul::{
     demo::play,
     proto::build_event_stream::{BuildEvent, build_event::Payload, build_event_id::Id},
 };
-use outhaul_testkit::{Ran, finish, in_time};
+use outhaul_testkit::{Ran, finish, in_time, until};
 use prost::Message as _;
 
 use crate::{
@@ -112,7 +112,18 @@ async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
     let server = world.serve(&[]).await;
     world.play(&world.build, server.address()).await;
     world.assert_complete();
+    play_first_target(&world, server.address()).await;
     stop(server).await;
+    // No disk has twice its size free.
+    let server = world.serve(&["--auto-evict", "--min-free-space=100%"]).await;
+    until("it is removed", async || {
+        !world.wrong_below(&world.exec_root()).is_empty()
+    })
+    .await;
+    stop(server).await;
+    let mut lacks_now = world.wrong_below(&world.exec_root());
+    lacks_now.retain(|path| !lacks.contains(path));
+    assert_eq!(lacks_now, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

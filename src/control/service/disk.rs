@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
-    fs::Metadata,
+    fs::{File, Metadata},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,7 +19,7 @@ use crate::{
     invocation::{rows, runfiles::Needed},
     materialize::{
         Root,
-        place::{Check, OutputRoot, PlaceOptions, Placer},
+        place::{Check, Mark, OutputRoot, PlaceOptions, Placer},
     },
     output::{Class, OutputContent},
     proto::outhaul::v1::{self as pb, evict_response::Left},
@@ -36,7 +36,7 @@ const CANDIDATES: usize = 100_000;
 /// Files that are asked for and removed together.
 const BATCH: usize = 4000;
 /// In the row of a removed file.
-const REMOVED: &str = "removed by `outhaul evict`; `outhaul get` downloads it again";
+const REMOVED: &str = "removed to free disk space; `outhaul get` downloads it again";
 
 const LINKED: &str = "files with several names, so that nothing would be freed";
 const NEWEST: &str = "wanted by the newest build of their workspace (`--include-newest` removes them, too)";
@@ -113,7 +113,45 @@ fn no_workspace(workspace: &str) -> Status {
     Status::not_found(format!("no outputs of a workspace {workspace} are recorded"))
 }
 
+/// The device number of a directory's file system.
+fn device_of(directory: &Path) -> Option<u64> {
+    directory.metadata().ok().map(|metadata| metadata.dev())
+}
+
+/// A file system with output roots that has little space left.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Short {
+    /// Its device number.
+    pub(crate) device: u64,
+    /// An exec root on it.
+    pub(crate) exec_root: PathBuf,
+    /// The bytes that are to be freed.
+    pub(crate) lacks: u64,
+}
+
 impl Service {
+    /// The file systems of output roots on which less space is free than twice the mark.
+    pub(crate) async fn short_of_space(&self, mark: Mark) -> Vec<Short> {
+        let looked = self.read(move |service, _| {
+            let mut short = BTreeMap::new();
+            for (_, exec_root, _) in service.roots_of("").unwrap_or_default() {
+                let Ok(directory) = File::open(&exec_root) else {
+                    continue;
+                };
+                if let (Some(lacks), Ok(metadata)) = (mark.lacks(&directory), directory.metadata()) {
+                    let device = metadata.dev();
+                    short.entry(device).or_insert(Short {
+                        device,
+                        exec_root,
+                        lacks,
+                    });
+                }
+            }
+            short.into_values().collect()
+        });
+        looked.await.unwrap_or_default()
+    }
+
     /// The recorded output roots of a workspace, of any if that is empty, with the newest build of each. Blocks.
     ///
     /// # Errors
@@ -182,6 +220,15 @@ impl Service {
     /// through the channel, which holds it back; when the other end is gone, it ends with the file that it is at. One at a
     /// time.
     pub fn evict(&self, request: pb::EvictRequest) -> mpsc::Receiver<Result<pb::EvictResponse, Status>> {
+        self.evict_from(request, None)
+    }
+
+    /// The same, only on the file system with this device number if it is given.
+    pub(crate) fn evict_from(
+        &self,
+        request: pb::EvictRequest,
+        device: Option<u64>,
+    ) -> mpsc::Receiver<Result<pb::EvictResponse, Status>> {
         let (answer, answers) = mpsc::channel(4);
         let service = self.clone();
         tokio::spawn(async move {
@@ -189,7 +236,7 @@ impl Service {
             let evictions = service.evictions.clone();
             let _turn = evictions.lock().await;
             service.catch_up().await;
-            let evicted = match Eviction::prepare(service, request).await {
+            let evicted = match Eviction::prepare(service, request, device).await {
                 Ok(eviction) => eviction.run(&answer).await,
                 Err(error) => Err(error),
             };
@@ -304,9 +351,19 @@ struct Eviction {
 }
 
 impl Eviction {
-    async fn prepare(service: Service, request: pb::EvictRequest) -> Result<Self, Status> {
+    async fn prepare(
+        service: Service,
+        request: pb::EvictRequest,
+        device: Option<u64>,
+    ) -> Result<Self, Status> {
         let workspace = request.workspace.clone();
-        let known = service.read(move |service, _| service.roots_of(&workspace));
+        let known = service.read(move |service, _| {
+            let mut roots = service.roots_of(&workspace)?;
+            if let Some(device) = device {
+                roots.retain(|(_, exec_root, _)| device_of(exec_root) == Some(device));
+            }
+            Ok::<_, Status>(roots)
+        });
         let known = known.await.transpose()?;
         let mut left = LeftInPlace::default();
         let mut roots = Vec::new();

@@ -3,7 +3,8 @@
 //! `OUTHAUL_EVICT_CASES` is how many random lives of a workspace there are, `OUTHAUL_EVICT_SEED` repeats one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    os::unix::fs::MetadataExt as _,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +14,10 @@ use tonic::Status;
 
 use super::*;
 
-use crate::{proto::outhaul::v1::EvictRequest, units::now_ms};
+use crate::{
+    daemon::evicting::relieve, materialize::place::Mark, output::Class, proto::outhaul::v1::EvictRequest,
+    units::now_ms,
+};
 
 impl Fixture {
     /// Another build, of files with these names and bytes, comes to its end.
@@ -112,7 +116,7 @@ async fn what_was_used_least_recently_goes_first_and_comes_back() {
         why[0]
             .lines
             .iter()
-            .any(|line| line.contains("removed by `outhaul evict`")),
+            .any(|line| line.contains("removed to free disk space")),
         "{:?}",
         why[0].lines
     );
@@ -211,6 +215,47 @@ async fn nothing_goes_while_a_build_runs_or_that_the_newest_build_wants() {
     );
     assert!(f.file("a").exists());
     assert_eq!(f.evict(EVERYTHING).await.0, ["a"]);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_what_the_newest_build_does_not_want_goes_by_itself() {
+    let mut f = Fixture::new(false).await;
+    f.built("first", &[("a", "of a"), ("b", "of b")]).await;
+    // No disk has twice its size free.
+    let (full, never) = ("100%".parse().unwrap(), Mark::NOTHING);
+    let mut tries = HashMap::new();
+    relieve(&f.services, full, &mut tries).await;
+    assert!(
+        f.file("a").exists() && f.file("b").exists(),
+        "the newest build wants them"
+    );
+    let (row, _) = f.services.engine.snapshot("first").await.unwrap();
+    let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
+    f.services.record.update_outputs(
+        row.root.unwrap(),
+        &[path],
+        |path| path,
+        |_, seen| {
+            let mut row = seen.to_row()?;
+            row.class = Class::Known;
+            Some(row)
+        },
+    );
+    relieve(&f.services, full, &mut tries).await;
+    assert!(f.file("a").exists(), "too little was removed a moment ago");
+    relieve(&f.services, never, &mut HashMap::new()).await;
+    assert!(f.file("a").exists());
+    relieve(&f.services, full, &mut HashMap::new()).await;
+    assert!(!f.file("a").exists() && f.file("b").exists());
+    let metrics = f.services.metrics.render();
+    assert!(
+        metrics.contains("outhaul_auto_evicted_outputs_total 1\n"),
+        "{metrics}"
+    );
+    // Another file system is none of its business.
+    let device = std::fs::metadata(f.exec_root()).unwrap().dev();
+    let elsewhere = f.services.service.evict_from(EVERYTHING, Some(device + 1));
+    assert_eq!(reported(elsewhere).await.unwrap().0, Vec::<String>::new());
 }
 
 #[tokio::test]

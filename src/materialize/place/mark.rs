@@ -40,6 +40,12 @@ impl Mark {
         Free::of(directory).shortage(self, is_optional, 1)
     }
 
+    /// How many bytes are to be freed on the file system of an open directory, where optional outputs are not downloaded any
+    /// more: until there is room for some of them.
+    pub(crate) fn lacks(self, directory: impl AsFd) -> Option<u64> {
+        Free::of(directory).lacks(self)
+    }
+
     /// How much is to stay free of a file system of this size.
     fn of(self, total: u64, is_optional: bool) -> u64 {
         let mark = match self {
@@ -109,6 +115,12 @@ impl Free {
         if self.total > 0 { all } else { 0 }
     }
 
+    /// What is to be freed where less than twice the mark is free: half of the mark more than that.
+    fn lacks(self, mark: Mark) -> Option<u64> {
+        let least = mark.of(self.total, true);
+        (self.total > 0 && self.bytes < least).then(|| least.saturating_add(least / 4) - self.bytes)
+    }
+
     /// Why a file of this size is not to be written, if it is not.
     pub(super) fn shortage(self, mark: Mark, is_optional: bool, needs: u64) -> Option<Shortage> {
         let keeps = mark.of(self.total, is_optional);
@@ -165,6 +177,26 @@ impl fmt::Display for Shortage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn space_is_lacking_below_twice_the_mark_and_until_there_is_a_little_more() {
+        for (free, mark, lacks) in [
+            (200, "100", None),
+            (199, "100", Some(51)),
+            (0, "100", Some(250)),
+            (999, "50%", Some(251)),
+            (0, "0", None),
+        ] {
+            assert_eq!(
+                Free::new(free, 1000).lacks(mark.parse().unwrap()),
+                lacks,
+                "{free} {mark}"
+            );
+        }
+        // Of a file system that does not say what it has.
+        assert_eq!(Free::default().lacks(Mark::Default), None);
+        assert_eq!(Free::default().lacks(Mark::Amount(500)), None);
+    }
 
     const GIB: u64 = 1 << 30;
     const MARK: Mark = Mark::Amount(GIB);
