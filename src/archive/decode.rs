@@ -93,7 +93,11 @@ impl Watch {
         } else if archive.format == Format::TarZst && is_large_window(&error) {
             archive.over(Limit::ZstdWindow)
         } else {
-            let what = what_it_is(&self.first.borrow(), archive.format);
+            // What has begun well is what its name says.
+            let what = match self.tar.get() {
+                0 => what_it_is(&self.first.borrow(), archive.format),
+                _ => "",
+            };
             archive.damaged(format!("{error}{what}"))
         }
     }
@@ -155,10 +159,10 @@ impl<R: Read> Read for Source<R> {
         loop {
             match self.inner.read(buffer) {
                 Ok(n) => {
-                    if self.watch.read.get() == 0 {
-                        let first = &buffer[..n.min(FIRST)];
-                        self.watch.first.borrow_mut().extend_from_slice(first);
-                    }
+                    let mut first = self.watch.first.borrow_mut();
+                    let more = n.min(FIRST - first.len());
+                    first.extend_from_slice(&buffer[..more]);
+                    drop(first);
                     self.watch.read.set(self.watch.read.get() + n as u64);
                     return Ok(n);
                 }

@@ -152,7 +152,8 @@ impl Stream {
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
             stream.keep_place();
-            let awaited = stream.awaits_outputs().then_some(&*builds);
+            let held = stream.held.as_ref().filter(|_| stream.awaits_outputs());
+            let awaited = held.map(|held| (&*builds, held.counted_from));
             let deadline = stream.deadline();
             let wake = tokio::select! {
                 biased;

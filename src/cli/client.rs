@@ -227,7 +227,7 @@ impl Client {
         let address = DaemonAddress::new(control, state, cache.tls.files())?;
         match address.connect().await {
             Ok(daemon) => Ok(daemon),
-            Err(refused) => Self::here(&address, &refused.to_string(), state, cache).await,
+            Err(refused) => Self::here(&address, &refused.to_string(), state, None, cache).await,
         }
     }
 
@@ -315,11 +315,13 @@ impl Client {
     }
 
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells
-    /// whether another process has it, which may be about to answer, or to end.
+    /// whether another process has it, which may be about to answer, or to end. With `own`, the record is made there, for
+    /// what needs none.
     pub(super) async fn here(
         address: &DaemonAddress,
         refused: &str,
         state: &StateArgs,
+        own: Option<&Path>,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
         if let DaemonAddress::Named(_) = address {
@@ -329,6 +331,7 @@ impl Client {
         }
         let directory = state.directory()?;
         let journal = directory.join("journal");
+        let directory = own.map_or(directory, Path::to_owned);
         if !directory.is_dir() {
             return Err(Failure::not_found(format!(
                 "nothing is recorded in {} and no daemon answers on {address}: {refused}",
@@ -471,7 +474,8 @@ impl Client {
     /// Stages, or finds out what would be staged.
     pub(super) async fn stage(&mut self, request: pb::StageRequest) -> Result<pb::StageResponse, Status> {
         let waits_for_all = request.wait_all;
-        let says = self.says_paused(move |pause| pause.all || waits_for_all);
+        let waits = !request.dry_run && request.from.is_empty();
+        let says = self.says_paused(move |pause| waits && (pause.all || waits_for_all));
         Ok(pause::beside(says, self.control.stage(request))
             .await?
             .into_inner())

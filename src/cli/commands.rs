@@ -73,7 +73,7 @@ enum Command {
     Stage(stage::StageArgs),
     /// Check whether a staged directory is complete and unchanged
     IsStaged(is_staged::IsStagedArgs),
-    /// Stop the daemon from downloading optional outputs in the background, or anything
+    /// Pause the daemon's downloads of optional outputs, or with --all every download
     Pause(pause::PauseArgs),
     /// Have the daemon download again after `outhaul pause`
     Resume(pause::ResumeArgs),

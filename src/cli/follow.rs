@@ -204,7 +204,7 @@ impl<'a> Follower<'a> {
                 }
                 Err(refused) => {
                     let refused = refused.to_string();
-                    let here = Client::here(&self.address, &refused, self.state, &self.cache).await;
+                    let here = Client::here(&self.address, &refused, self.state, None, &self.cache).await;
                     // A daemon that is starting, or a command that will be done.
                     if let Err(failure) = &here
                         && failure.held

@@ -56,9 +56,9 @@ pub(super) fn recorded_workspace(named: Option<&Path>) -> Result<String, Failure
     let Some(named) = named else {
         return Ok(String::new());
     };
-    let real = match named.canonicalize() {
-        Ok(real) => real,
-        Err(_) => std::path::absolute(named)?,
+    let Ok(real) = named.canonicalize() else {
+        // A worktree that was removed is not the repository around it.
+        return text(&std::path::absolute(named)?, "--workspace");
     };
     text(&workspace_around(&real).unwrap_or(real), "--workspace")
 }

@@ -101,8 +101,7 @@ impl WishArgs {
 pub(super) struct FromArgs {
     /// Files to stage instead of outputs of a recorded build (repeatable): those right in file:///DIR/ or
     /// s3://BUCKET/PREFIX/ (gs://, az://), the one at file:///DIR/FILE, s3://BUCKET/FILE or https://HOST/PATH/FILE, or the
-    /// blob with a digest (HASH/SIZE, or FUNCTION/HASH/SIZE) in the remote cache. NAME= gives an https:// URL or a digest
-    /// another file name. With it, --include and the like are searched in the file name
+    /// blob with a digest (HASH/SIZE, or FUNCTION/HASH/SIZE) in the remote cache. NAME= gives the URL of a file or a digest another file name. With it, --include and the like are searched in the file name
     #[arg(
         long,
         value_name = "[NAME=]URL|DIGEST",
@@ -309,11 +308,8 @@ async fn of_collection(
         Ok(daemon) => Ok(daemon),
         Err(refused) => {
             let own = scratch.insert(Scratch::temporary("outhaul-stage-")?);
-            let state = StateArgs {
-                state_dir: Some(own.path().to_owned()),
-                control_socket: None,
-            };
-            Client::here(&address, &refused.to_string(), &state, &args.cache).await
+            let refused = refused.to_string();
+            Client::here(&address, &refused, &args.state, Some(own.path()), &args.cache).await
         }
     }
 }

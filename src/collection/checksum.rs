@@ -50,7 +50,11 @@ impl Checksum {
                 return Err(ChecksumError::Twice(name.to_owned()));
             }
         }
-        found.ok_or_else(|| ChecksumError::Other(others.join(", ")))
+        found.ok_or_else(|| match others.split_first() {
+            None => ChecksumError::Form(1),
+            Some((first, [])) => ChecksumError::Other(first.clone()),
+            Some((first, more)) => ChecksumError::Other(format!("{first} and {} more", more.len())),
+        })
     }
 
     /// Of the hash's bytes.
@@ -99,7 +103,7 @@ pub(crate) enum ChecksumError {
     )]
     Form(usize),
     /// The file beside an archive names other files.
-    #[error("is the checksum of another file: {0}")]
+    #[error("has the checksum of another file: {0}")]
     Other(String),
     /// A name has two checksums.
     #[error("has two different checksums for {0}")]
@@ -155,10 +159,12 @@ impl Checksums {
 
 /// The lines that say something, without what an editor has put around them, with their numbers.
 fn lines_of(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = (1..).zip(text.lines());
     lines
-        .map(|(number, line)| (number, line.trim_start().trim_end_matches('\r')))
+        .map(|(number, line)| {
+            let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+            (number, line.trim_start().trim_end_matches('\r'))
+        })
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
@@ -268,15 +274,12 @@ mod tests {
             (format!("{A}a.tar"), ChecksumError::Form(1)),
             (format!("{A}{A}  a.tar"), ChecksumError::Form(1)),
             (format!("SHA256 (a.tar) = {}", &A[1..]), ChecksumError::Form(1)),
-            (
-                format!("SHA512 (a.tar) = {A}{A}"),
-                ChecksumError::Other(String::new()),
-            ),
+            (format!("SHA512 (a.tar) = {A}{A}"), ChecksumError::Form(1)),
             ("é".repeat(32), ChecksumError::Form(1)),
             (format!("{A}  b.tar"), ChecksumError::Other("b.tar".to_owned())),
             (
                 format!("{A}  c.tar\n{B}  b.tar"),
-                ChecksumError::Other("c.tar, b.tar".to_owned()),
+                ChecksumError::Other("c.tar and 1 more".to_owned()),
             ),
             (
                 format!("{A}  a.tar\n{B}  x/a.tar"),

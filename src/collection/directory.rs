@@ -50,9 +50,10 @@ impl LocalDirectory {
                 let name = name.ok_or_else(|| anyhow!("does not name a file with a name in UTF-8"))?;
                 Ok::<_, anyhow::Error>(name.to_owned())
             };
-            // The user's own word, such as `latest.tar.gz`: the file is where it leads, and so is its checksum.
+            // The user's own word, such as `latest.tar.gz`: the checksum is beside it, or where it leads.
             let name = name_of(path)?;
-            if path.is_symlink() {
+            let has_sum = path.with_file_name(format!("{name}{SIDECAR}")).exists();
+            if path.is_symlink() && !has_sum {
                 real = path.canonicalize()?;
             }
             let only = Only::new(name_of(&real)?, Some(given.unwrap_or(&name)));
@@ -160,9 +161,9 @@ impl Collection for LocalDirectory {
         let name = self.name_of(item);
         let error = |error: io::Error| self.error(&name, &error);
         let (directory, of_file) = (Arc::clone(&self.directory), name.clone());
-        // What is listed as a file is no symlink, unless somebody has replaced it.
-        let is_sum = item.size.is_none() && name.ends_with(SIDECAR);
-        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &of_file, is_sum)).await;
+        // What is listed as a file is no symlink, unless somebody has replaced it. What is named itself may be one.
+        let follows = self.only.is_some() || item.size.is_none() && name.ends_with(SIDECAR);
+        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &of_file, follows)).await;
         let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
         let (file, size) = opened.map_err(error)?;
         if pour(file, 0, size, &name, sink).await? {
@@ -244,6 +245,14 @@ mod tests {
             assert_eq!(kept.into_bytes(), bytes.as_bytes());
         }
         assert_eq!(link.own_name().as_deref(), Some("a.tar"));
+        // A checksum beside the link is its own.
+        std::fs::write(dir.path().join("e.tar.sha256sum"), "sum of e").unwrap();
+        let link = LocalDirectory::open(&dir.path().join("e.tar"), None).unwrap();
+        for (item, bytes) in [("e.tar", "a"), ("e.tar.sha256sum", "sum of e")] {
+            let mut kept = Collect::default();
+            link.read(&Item::named(item.to_owned()), &mut kept).await.unwrap();
+            assert_eq!(kept.into_bytes(), bytes.as_bytes());
+        }
         let other = LocalDirectory::open(&dir.path().join("a.tar"), Some("x.zip")).unwrap();
         assert_eq!(
             other.list().await.unwrap().items,

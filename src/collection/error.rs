@@ -54,7 +54,7 @@ pub(crate) enum CollectionError {
     #[error(
         "{name}: is not a file name of an archive that can be unpacked (.tar, .tar.gz, .tgz, .tar.zst, .tzst, \
          .tar.xz, .txz or .zip); write NAME=URL or NAME=DIGEST to give it one, end the URL of a directory with a slash, or \
-         do not unpack it (`fetch archive --no-extract`, or `stage` without --flatten)"
+         do not unpack it (`fetch archive --no-extract`, or `stage` without --extract or --flatten)"
     )]
     NoArchive {
         /// The name.

@@ -260,7 +260,7 @@ async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
     let mut text = Text::of_at_most(SIDECAR_BYTES);
     match wanted.collection.read(&item, &mut text).await {
         Ok(()) => {}
-        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if error.is_not_found() && wanted.has_sidecar.is_none() => return Ok(None),
         // A store that one may not list refuses what is not there, and so does one whose URLs are signed for one name. If it
         // lets nobody in, the archive is not read either.
         Err(error) if wanted.has_sidecar.is_none() && may_not_ask(&error) => return Ok(None),

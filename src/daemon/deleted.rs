@@ -48,7 +48,7 @@ pub(super) fn look(output_base: &Path, function: DigestFunction, exec_root: Opti
         Ok(None) => Deleted::Nothing,
         Err(error) => {
             tracing::debug!("{error}; whether directories of outputs were deleted is unknown");
-            Deleted::Nothing
+            Deleted::Unknown
         }
     }
 }

@@ -4,7 +4,6 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use super::Services;
 use crate::{
@@ -80,31 +79,28 @@ pub(super) async fn keep_free(services: Services, mark: Mark, stop: Cancellation
 /// One look at all file systems.
 pub(super) async fn relieve(services: &Services, mark: Mark, tries: &mut HashMap<u64, Tries>) {
     let short = services.service.short_of_space(mark).await;
-    for (device, tries) in tries.iter_mut() {
-        if short.iter().all(|short| short.device != *device) {
-            tries.failed = 0;
-        }
-    }
+    tries.retain(|device, _| short.iter().any(|short| short.device == *device));
     for short in short {
         let tries = tries.entry(short.device).or_default();
         if !tries.is_due(Instant::now()) {
             continue;
         }
-        let removed = match evict(services, &short).await {
-            Ok(removed) => removed,
-            Err(error) => {
-                tracing::warn!("--auto-evict: {}", error.message());
-                Removed::default()
-            }
-        };
+        let removed = evict(services, &short).await;
         services.metrics.auto_evicted(removed.outputs, removed.bytes);
+        // Bytes that are also in a snapshot, or in a copy, are not free when a file has gone.
+        let now = services.service.short_of_space(mark).await;
+        let still = now.iter().find(|now| now.device == short.device);
+        let is_relieved = still.is_none_or(|now| now.lacks < short.lacks);
+        // A build that runs may have filled the disk, and what it needs not can go when it has ended.
+        let waits = removed.left.iter().any(|left| left.outputs == 0);
         let is_first = tries.failed == 0;
-        let pause = tries.ended(Instant::now(), removed.bytes >= short.lacks);
-        say(&short, &removed, is_first, pause);
+        let is_enough = removed.bytes >= short.lacks && is_relieved;
+        let pause = tries.ended(Instant::now(), is_enough || waits);
+        say(&short, &removed, is_enough, is_first, pause);
     }
 }
 
-async fn evict(services: &Services, short: &Short) -> Result<Removed, Status> {
+async fn evict(services: &Services, short: &Short) -> Removed {
     let request = pb::EvictRequest {
         bytes: short.lacks,
         ..pb::EvictRequest::default()
@@ -112,21 +108,27 @@ async fn evict(services: &Services, short: &Short) -> Result<Removed, Status> {
     let mut answers = services.service.evict_from(request, Some(short.device));
     let mut removed = Removed::default();
     while let Some(part) = answers.recv().await {
-        let part = part?;
+        let part = match part {
+            Ok(part) => part,
+            Err(error) => {
+                tracing::warn!("--auto-evict: {}", error.message());
+                return removed;
+            }
+        };
         removed.outputs += part.outputs.len() as u64;
         removed.bytes += part.bytes;
         removed.left.extend(part.left);
     }
-    Ok(removed)
+    removed
 }
 
 /// A line for what was done; that it cannot be done is said once until it can be again.
-fn say(short: &Short, removed: &Removed, is_first: bool, pause: Duration) {
+fn say(short: &Short, removed: &Removed, is_enough: bool, is_first: bool, pause: Duration) {
     let exec_root = short.exec_root.display();
     let (outputs, bytes) = (show_count(removed.outputs), show_size(removed.bytes));
-    if removed.bytes >= short.lacks {
+    if is_enough {
         tracing::info!(
-            "--auto-evict: removed {outputs} outputs ({bytes}) from the file system of {exec_root}"
+            "--auto-evict: removed {bytes} in {outputs} output(s) from the file system of {exec_root}"
         );
     } else if is_first || removed.outputs > 0 {
         let left = removed.left.iter().map(|left| match left.outputs {
@@ -135,8 +137,8 @@ fn say(short: &Short, removed: &Removed, is_first: bool, pause: Duration) {
         });
         let left: Vec<String> = left.collect();
         tracing::warn!(
-            "--auto-evict: the file system of {exec_root} lacks {}, and only {outputs} outputs ({bytes}) could be \
-             removed; tried again in {}. Left in place: {}",
+            "--auto-evict: the file system of {exec_root} has {} too little free, and removing {bytes} in \
+             {outputs} output(s) did not change that; tried again in {}. Left in place: {}",
             show_size(short.lacks),
             show_duration(pause),
             if left.is_empty() {

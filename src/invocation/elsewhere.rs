@@ -15,7 +15,7 @@ use crate::{
     materialize::Want,
     output::OutputContent,
     record::{OutputState, Record, RootId},
-    remote::{Copy, Offer},
+    remote::{Copy, Offer, looks_right},
 };
 
 /// Roots that are looked at: those that were built in last.
@@ -36,6 +36,8 @@ pub(crate) struct Elsewhere {
     roots: Vec<Other>,
     /// Rows that may be walked over.
     credit: usize,
+    /// Whether files are looked at before they are offered: those who ask what there is before they write anything rely on it.
+    looks: bool,
 }
 
 struct Other {
@@ -71,11 +73,13 @@ impl Elsewhere {
             own: here,
             roots: roots.iter().map(|(id, row)| other(*id, &row.path)).collect(),
             credit: FIRST_ROWS,
+            looks: false,
         }
     }
 
     /// Looks for the blobs of outputs that are not on disk, whatever the record says. Blocks on the record and the disk.
     pub(crate) fn look_for_absent(&mut self, record: &Record, wants: &[Want]) {
+        self.looks = true;
         let is_absent = |want: &Want| want.recorded.is_none() || self.is_absent(want);
         let absent = wants.iter().filter(|want| is_absent(want));
         let absent: Vec<Want> = absent
@@ -98,6 +102,7 @@ impl Elsewhere {
 
     /// Looks for the blobs of outputs of which the record does not say that they are in place. Blocks on the record.
     pub(super) fn look(&mut self, record: &Record, wants: &[Want]) {
+        let looks = self.looks;
         let mut left = self.missing(wants);
         for root in &mut self.roots {
             if left.is_empty() {
@@ -105,7 +110,7 @@ impl Elsewhere {
             }
             if root.by_path {
                 let found = root.at_their_paths(record, &mut left);
-                self.offer.add(found);
+                self.offer.add(there(found, looks));
             }
         }
         left.retain(|(want, _)| want.recorded.is_none());
@@ -119,7 +124,7 @@ impl Elsewhere {
             }
             let (found, rows) = root.anywhere(record, &mut left, self.credit);
             self.credit -= rows;
-            self.offer.add(found);
+            self.offer.add(there(found, looks));
         }
     }
 
@@ -147,6 +152,14 @@ impl Elsewhere {
         }
         missing
     }
+}
+
+/// Without the files that are not there any more, if that is looked at.
+fn there(mut found: Vec<(Digest, Copy)>, looks: bool) -> Vec<(Digest, Copy)> {
+    if looks {
+        found.retain(|(digest, copy)| looks_right(copy, digest.size()));
+    }
+    found
 }
 
 impl Other {

@@ -11,7 +11,7 @@ use super::{
         hold::{HoldMode, Release, Waited},
     },
     Phase, Stream, UPSTREAM_WAIT,
-    waiting::after,
+    waiting::{STOPPING, after},
 };
 use crate::builds::StreamEnd;
 
@@ -89,7 +89,8 @@ impl Stream {
         let limit = self.intake.limit(&policy, held.counted_from);
         let overdue = held.counted_from.elapsed() >= limit.after;
         let is_hurried = self.context.hurry.is_cancelled();
-        let is_stopped = self.context.builds.stopped().now_or_never().is_some();
+        let may_stop = held.counted_from.elapsed() >= STOPPING;
+        let is_stopped = may_stop && self.context.builds.stopped().now_or_never().is_some();
         let waited = match &self.phase {
             _ if policy.mode == HoldMode::None => None,
             Phase::Settled { settlement, .. } => {
@@ -104,16 +105,19 @@ impl Stream {
         };
         let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
         let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
-        let goes_ahead = overdue || is_hurried || matches!(waited, Some(Waited::Stopped));
+        let stopped = matches!(waited, Some(Waited::Stopped));
+        let goes_ahead = overdue || is_hurried || stopped;
         if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
         {
             if !goes_ahead && held.counted_from.elapsed() < UPSTREAM_WAIT {
                 return;
             }
-            tracing::warn!(
-                stream = %self.key,
-                "the upstream event service is slow; it gets the remaining events after the build has ended"
-            );
+            if !stopped {
+                tracing::warn!(
+                    stream = %self.key,
+                    "the upstream event service is slow; it gets the remaining events after the build has ended"
+                );
+            }
         }
         let (Some(held), Some(connection)) = (self.held.take(), self.connection.take()) else {
             return;
@@ -125,7 +129,7 @@ impl Stream {
                 "stopped waiting for outputs after {limit}; downloads continue in the background"
             );
         }
-        if matches!(waited, Some(Waited::Stopped)) {
+        if stopped {
             tracing::info!(
                 stream = %self.key,
                 "the build does not wait for its outputs: downloads are paused (`outhaul pause --all`)"

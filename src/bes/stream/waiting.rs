@@ -60,10 +60,16 @@ pub(super) async fn caught_up(
     tokio::time::sleep(CAUGHT_UP).await;
 }
 
-/// Resolves when the outputs that a client waits for are not downloaded any more, on request.
-pub(super) async fn stopped(builds: Option<&dyn Builds>) {
-    match builds {
-        Some(builds) => builds.stopped().await,
+/// For how long outputs are waited for that are not downloaded: what is on disk, or needs no download, is there by then.
+pub(super) const STOPPING: Duration = Duration::from_secs(2);
+
+/// Resolves when the outputs that a client waits for, since then, are not downloaded any more, on request.
+pub(super) async fn stopped(waiting: Option<(&dyn Builds, Instant)>) {
+    match waiting {
+        Some((builds, since)) => {
+            builds.stopped().await;
+            tokio::time::sleep_until(since + STOPPING).await;
+        }
         None => std::future::pending().await,
     }
 }

@@ -396,9 +396,6 @@ impl Host {
         let Some(base) = base.cloned() else {
             return Ok(Deleted::Nothing);
         };
-        if line.and_then(|line| line.switch("use_action_cache")) == Some(false) {
-            return Ok(Deleted::Unknown);
-        }
         let function = line.and_then(|line| line.last("digest_function"));
         let function = function.and_then(|name| name.parse().ok());
         let services = self.services.clone();
@@ -406,7 +403,7 @@ impl Host {
             tokio::task::spawn_blocking(move || services.deleted(&base, function, exec_root.as_deref()));
         tokio::time::timeout(CACHE, looking)
             .await
-            .map(|looked| looked.unwrap_or(Deleted::Nothing))
+            .map(|looked| looked.unwrap_or(Deleted::Unknown))
     }
 
     /// Whether the cache that is read is the build's own.

@@ -185,9 +185,11 @@ pub(super) fn exec_root(workspace: &Path, line: &CommandLine, version: Option<u3
     }
     let files = ["WORKSPACE.bazel", "WORKSPACE"].map(|name| workspace.join(name));
     let text = files.iter().find_map(|file| std::fs::read_to_string(file).ok())?;
-    let calls = text
-        .lines()
-        .position(|line| line.trim_start().starts_with("workspace"));
+    let is_call = |line: &str| {
+        let rest = line.trim_start().strip_prefix("workspace");
+        rest.is_some_and(|rest| rest.trim_start().starts_with('('))
+    };
+    let calls = text.lines().position(is_call);
     let Some(at) = calls else {
         return Some("__main__".to_owned());
     };
@@ -238,6 +240,10 @@ mod tests {
                 Some("c"),
             ),
             ("# workspace(name = \"no\")\n", Some("__main__")),
+            (
+                "workspace_rules(name = \"no\")\nworkspace (name = \"d\")\n",
+                Some("d"),
+            ),
             ("workspace(name = NAME)\nx(\"y\")\n", None),
         ] {
             std::fs::write(dir.path().join("WORKSPACE"), text).unwrap();

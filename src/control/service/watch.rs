@@ -156,7 +156,8 @@ impl Service {
             // The record has the row before anybody is told.
             let row = self.record.invocation(&told.invocation_id);
             let is_meant = match id.as_str() {
-                "" => row.is_some_and(|row| chooser.fits(&row)),
+                // One that goes on after a restart began before.
+                "" => row.is_some_and(|row| chooser.fits(&row) && row.started_ms >= chooser.choice.since_ms),
                 id => told.invocation_id == id,
             };
             if is_meant {

@@ -117,9 +117,13 @@ impl PlaceError {
         Self::new("publish", path, PlaceErrorKind::Superseded)
     }
 
-    /// Whether there is no room, or none that may be taken.
-    pub(crate) const fn is_out_of_space(&self) -> bool {
-        matches!(self.kind, PlaceErrorKind::NoSpace | PlaceErrorKind::LowSpace(_))
+    /// Whether there is no room. What is to stay free by a user's own word is another matter.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        match &self.kind {
+            PlaceErrorKind::NoSpace => true,
+            PlaceErrorKind::LowSpace(shortage) => shortage.is_of_nothing(),
+            _ => false,
+        }
     }
 
     /// A fault of our own, such as a thread that is gone.

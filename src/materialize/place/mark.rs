@@ -124,8 +124,12 @@ impl Free {
     /// Why a file of this size is not to be written, if it is not.
     pub(super) fn shortage(self, mark: Mark, is_optional: bool, needs: u64) -> Option<Shortage> {
         let keeps = mark.of(self.total, is_optional);
-        // Nothing is held back where nothing is to be kept.
-        let is_short = self.total > 0 && keeps > 0 && self.bytes.saturating_sub(needs) < keeps;
+        // Nothing is held back where nothing is to be kept, but what cannot fit.
+        let is_short = self.total > 0
+            && match keeps {
+                0 => mark == Mark::ForOptional && self.bytes < needs,
+                keeps => self.bytes.saturating_sub(needs) < keeps,
+            };
         is_short.then_some(Shortage {
             free: self,
             needs,
@@ -145,6 +149,11 @@ pub struct Shortage {
 }
 
 impl Shortage {
+    /// Whether nothing is to stay free, so that there is no room at all.
+    pub(super) const fn is_of_nothing(&self) -> bool {
+        self.keeps == 0
+    }
+
     /// Whether a small file is no better off.
     pub(super) const fn is_of_everything(&self) -> bool {
         self.free.bytes.saturating_sub(SMALL) < self.keeps
@@ -163,7 +172,9 @@ impl fmt::Display for Shortage {
             write!(f, "the file has {}, ", show_size(self.needs))?;
         }
         let keeps = show_size(self.keeps);
-        if self.is_optional {
+        if self.keeps == 0 {
+            write!(f, "which does not fit")
+        } else if self.is_optional {
             write!(
                 f,
                 "and optional outputs must leave {keeps} free (twice --min-free-space)"

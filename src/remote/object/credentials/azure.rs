@@ -130,7 +130,7 @@ pub(super) fn open(
     if !is_name(&account) {
         return Err(wrong(
             address,
-            "the storage account's name has a character that none has",
+            "the storage account's name contains a character that no account's name has",
         ));
     }
     let endpoint = match (address.endpoint.clone(), connection.endpoint(&account)) {

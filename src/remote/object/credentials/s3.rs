@@ -126,8 +126,7 @@ fn region(
     if is_name(&region) {
         return Ok(region);
     }
-    let reason =
-        "the region (AWS_REGION, AWS_DEFAULT_REGION or that of the profile) has a character that none has";
+    let reason = "the region (AWS_REGION, AWS_DEFAULT_REGION or the profile's) contains a character that no region's name has";
     Err(wrong(address, reason))
 }
 
