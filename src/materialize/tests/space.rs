@@ -90,7 +90,7 @@ impl Small {
         for (path, outcome) in asker.ends(blobs.len()).await {
             let file = self.f.dir.path().join("execroot/_main").join(&path);
             match outcome {
-                Outcome::NoSpace(reason) => {
+                Outcome::NoSpace(reason) | Outcome::Failed(reason) => {
                     assert!(!file.exists(), "{path} is there, and said not to be: {reason}");
                     reasons.push(reason);
                 }
