@@ -316,6 +316,7 @@ impl Rig {
             store: files.store.clone(),
             attribution: Arc::default(),
             served: None,
+            trace: None,
             completions: sender,
         });
         Ok(Self {

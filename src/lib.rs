@@ -46,6 +46,7 @@
 //! * [`control`] answers the other commands and shows health and metrics.
 //! * `page` shows what `control` knows as web pages, live and without any other host.
 //! * [`notify`] sends notifications about settled targets and builds, by HTTP or to a command.
+//! * `telemetry` exports traces of builds and the metrics to an OpenTelemetry collector.
 //! * [`daemon`] connects the rooms and opens the listeners; [`config`] checks the user's settings; [`cli`] has one file per
 //!   subcommand.
 //! * [`digest`], [`exec_path`], [`output`], [`units`] are values that cannot hold anything invalid, so that no other code
@@ -110,6 +111,7 @@ pub mod roots;
 mod simulated;
 pub mod sources;
 mod stage;
+mod telemetry;
 pub mod transport;
 mod units;
 #[cfg(test)]

@@ -26,6 +26,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+/// What all names begin with.
+pub(crate) const PREFIX: &str = "outhaul";
+
 /// Labels of a blob's end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BlobLabels {
@@ -285,7 +288,7 @@ impl Metrics {
 
     /// The registry with all of them.
     fn register(&self) -> Registry {
-        let mut registry = Registry::with_prefix("outhaul");
+        let mut registry = Registry::with_prefix(PREFIX);
         let build = Family::<VersionLabels, Gauge>::default();
         let version = env!("CARGO_PKG_VERSION");
         build.get_or_create(&VersionLabels { version }).set(1);

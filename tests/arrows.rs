@@ -19,7 +19,7 @@ use syn::{
 const FLOORS: &[&[&str]] = &[
     &["exec_path", "metrics", "open_files", "printable", "units"],
     &["access", "action_cache", "bep", "output", "removal", "transport"],
-    &["builds", "record", "remote"],
+    &["builds", "record", "remote", "telemetry"],
     &["demo", "journal", "materialize", "sources"],
     &["archive", "roots"],
     &["bes", "collection", "invocation"],

@@ -464,6 +464,7 @@ async fn into_directory(
         version: 0,
         store: cache,
         attribution: Arc::new(Attribution::default()),
+        trace: None,
         served: None,
         completions,
     };

@@ -53,12 +53,16 @@ pub(super) use self::{
 use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
     bes::{HoldPolicy, Upstream},
-    config::{CacheArgs, FROM_BUILD, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
+    config::{
+        CacheArgs, FROM_BUILD, HoldArgs, LimitArgs, OtlpArgs, PlaceArgs, SelectionArgs, StateArgs,
+        UpstreamArgs,
+    },
     daemon::{Daemon, DaemonError, DaemonOptions, Retention, Services},
     invocation::Report,
     materialize::place::Mark,
     record::Record,
     roots::Destination,
+    telemetry::{Collector, Exporter, TraceParent},
     transport::Header,
 };
 
@@ -71,6 +75,8 @@ const RETENTION: Retention = Retention {
 const HOLD_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long reads of files may still take at the end.
 const READS: Duration = Duration::from_secs(10);
+/// The variable that has a trace's context, as W3C's specifications have it.
+const TRACEPARENT: &str = "TRACEPARENT";
 /// What Bazel's commands end with when --strict fails them.
 const STRICT: u8 = 45;
 /// What a build of Bazel's ended with that lost inputs from the cache: it starts another one then.
@@ -107,6 +113,9 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     limits: LimitArgs,
+
+    #[command(flatten)]
+    otlp: OtlpArgs,
 }
 
 pub(super) fn main(args: RunArgs) -> Result<u8, Failure> {
@@ -123,6 +132,7 @@ struct Started {
     shims: Shims,
     reports: SharedReports,
     shutdown: CancellationToken,
+    exporter: Option<Exporter>,
     serving: JoinHandle<Result<(), DaemonError>>,
 }
 
@@ -163,6 +173,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         shims,
         reports,
         shutdown,
+        exporter,
         serving,
     } = started;
     // Whatever came of the command: a daemon whose runtime is taken away would take that for a fault of its own.
@@ -179,6 +190,11 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!("{error}"),
         Err(error) => tracing::error!("{error}"),
+    }
+    if let Some(exporter) = exporter
+        && let Some(reason) = exporter.close().await
+    {
+        say(&reason);
     }
     drop(shims);
     let code = ended?;
@@ -242,6 +258,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let mut cache = args.cache.clone();
     take_own_headers(&mut cache, &args.command);
     let source = cache.source_rule(true)?;
+    let collector = args.otlp.collector()?;
     let rewrite = args.upstream.rewrite_uris;
     let open = |record| Services::open(record, policy, rules, source, placing, rewrite);
     // Each Bazel gets a listener of its own.
@@ -251,7 +268,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
         retention: Some(RETENTION),
         ..DaemonOptions::default()
     };
-    Ok(launch(args, own, open, options).await)
+    Ok(launch(args, own, open, (options, collector)).await)
 }
 
 /// Starts what is checked.
@@ -259,7 +276,7 @@ async fn launch(
     args: RunArgs,
     own: Option<Upstream>,
     open: impl FnOnce(Record) -> io::Result<Services>,
-    options: DaemonOptions,
+    (options, collector): (DaemonOptions, Option<Collector>),
 ) -> anyhow::Result<Started> {
     let state_dir = args.state.directory();
     let shims = Shims::new(state_dir.as_deref().ok())?;
@@ -276,6 +293,10 @@ async fn launch(
         ));
     }
     let services = open(kept.record)?;
+    let exporter = match collector {
+        Some(collector) => Some(services.export(&collector, trace_parent())?),
+        None => None,
+    };
     let hold = options.hold;
     let options = DaemonOptions {
         journal_dir: kept.journal,
@@ -306,8 +327,21 @@ async fn launch(
         shims,
         reports: collected,
         shutdown: daemon.shutdown_token(),
+        exporter,
         serving: tokio::spawn(daemon.join()),
     })
+}
+
+/// The span that this `run` is a part of, by its environment.
+fn trace_parent() -> Option<TraceParent> {
+    let given = std::env::var(TRACEPARENT).ok().filter(|text| !text.is_empty())?;
+    match given.parse() {
+        Ok(parent) => Some(parent),
+        Err(reason) => {
+            say(&format!("ignoring {TRACEPARENT}: {reason}"));
+            None
+        }
+    }
 }
 
 /// Takes over the headers that the command itself gives, if they are for the cache that is read.

@@ -19,7 +19,7 @@ use crate::{
     bes::{BesAddress, BesListener},
     config::{
         AccessArgs, BES_LISTEN, CacheArgs, ConfigError, ControlListenArgs, ControlPort, HoldArgs, LeaseArgs,
-        LimitArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
+        LimitArgs, NotifyArgs, OtlpArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
         AdminListener, ControlListener, Daemon, DaemonOptions, Inherited, Retention, Services, notify_ready,
@@ -32,6 +32,7 @@ use crate::{
     roots::{Destination, RootRules},
     sources::SourceRule,
     stage::Archives,
+    telemetry::{Collector, Exporter},
     transport::without_user_info,
     units::{parse_age, parse_duration, parse_size},
 };
@@ -123,6 +124,9 @@ pub(super) struct ServeArgs {
 
     #[command(flatten)]
     notify: NotifyArgs,
+
+    #[command(flatten)]
+    otlp: OtlpArgs,
 }
 
 pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
@@ -170,6 +174,10 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         .then(|| Notifier::start(checked.notify, services.engine.subscribe(), &services.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
+    let exporter = (checked.otlp.as_ref())
+        .map(|collector| services.export(collector, None))
+        .transpose()
+        .map_err(Failure::usage)?;
     options.notifications = notifier.as_ref().map(Notifier::backlog);
     let starting = Daemon::start(services.clone(), options);
     let Some(started) = unless(shutdown.cancelled(), starting).await else {
@@ -201,14 +209,23 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     tokio::spawn(hangup.heed(reload, shutdown));
     let ending = async {
         let ended = daemon.join().await;
-        if let Some(notifier) = notifier {
-            notifier.close().await;
-        }
+        close(notifier, exporter).await;
         ended
     };
     tokio::select! {
         ended = ending => ended.map(|()| exit::OK).map_err(Failure::failed),
         () = at_once.cancelled() => Err(Failure::failed("exited before cleanup was complete")),
+    }
+}
+
+/// Sends what receivers and the collector do not have yet, for a few seconds.
+async fn close(notifier: Option<Notifier>, exporter: Option<Exporter>) {
+    if let Some(notifier) = notifier {
+        notifier.close().await;
+    }
+    if let Some(exporter) = exporter {
+        // The log has it.
+        let _ = exporter.close().await;
     }
 }
 
@@ -221,6 +238,7 @@ struct Checked {
     placing: MaterializeOptions,
     source: SourceRule,
     notify: NotifyOptions,
+    otlp: Option<Collector>,
     linger: Duration,
     state_dir: PathBuf,
     socket: PathBuf,
@@ -242,6 +260,7 @@ impl ServeArgs {
         let placing = self.place.options()?;
         let source = self.cache.source_rule(false)?;
         let notify = self.notify.options()?;
+        let otlp = self.otlp.collector()?;
         let state_dir = self.state.directory()?;
         let socket = self.state.socket()?;
         let control = self.control.port(&self.access, &self.cache.remote_cache)?;
@@ -296,6 +315,7 @@ impl ServeArgs {
             placing,
             source,
             notify,
+            otlp,
             linger,
             state_dir,
             socket,

@@ -11,6 +11,7 @@ mod file;
 mod lease;
 mod limits;
 mod notify;
+mod otlp;
 mod place;
 mod profiles;
 mod selection;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     lease::LeaseArgs,
     limits::{LimitArgs, Limits},
     notify::NotifyArgs,
+    otlp::OtlpArgs,
     place::PlaceArgs,
     profiles::ProfileArgs,
     selection::SelectionArgs,

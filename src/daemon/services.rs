@@ -17,6 +17,8 @@ use crate::{
     record::{InvocationState, Record},
     roots::{RootError, RootRules, Roots},
     sources::{BuildDirectories, SourceError, SourceRule, Sources},
+    telemetry::{Collector, Exporter, TraceParent},
+    transport::RemoteError,
 };
 
 /// What Bazel's commands end with when the user has interrupted them.
@@ -90,6 +92,20 @@ impl Services {
             roots,
             sources,
         })
+    }
+
+    /// Exports traces of builds, which are all a part of the `parent`, and the metrics. To be called before there are any builds.
+    ///
+    /// # Errors
+    /// When the settings cannot work, such as a certificate that cannot be read.
+    pub(crate) fn export(
+        &self,
+        collector: &Collector,
+        parent: Option<TraceParent>,
+    ) -> Result<Exporter, RemoteError> {
+        let exporter = Exporter::start(collector, parent, &self.metrics)?;
+        self.engine.trace(exporter.traces());
+        Ok(exporter)
     }
 
     /// Other policies, for builds from now on.

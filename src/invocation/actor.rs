@@ -17,6 +17,7 @@ mod runfiles;
 mod site;
 mod sought;
 mod stream_progress;
+mod traced;
 
 use std::{
     collections::HashMap,
@@ -53,6 +54,7 @@ use crate::{
     materialize::{Completion, Outcome},
     output::STAMP_AGE,
     record::{InvocationRow, InvocationState, OutputCounts, TargetRow, with_fields_of},
+    telemetry::{self, Trace},
     units::now_ns,
 };
 
@@ -68,6 +70,7 @@ pub(super) struct Actor {
     /// While the end of the stream is held back.
     hold: Option<Hold>,
     timeline: Timeline,
+    trace: Option<Arc<Trace>>,
     build: Build,
     site: Site,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
@@ -115,6 +118,12 @@ impl Actor {
     pub(super) fn start(shared: Arc<Shared>, key: &StreamKey, recorded: Option<InvocationRow>) -> Task {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (completions, completed) = mpsc::unbounded_channel();
+        let trace = shared.traces().of(telemetry::Build {
+            invocation_id: &key.invocation_id,
+            build_id: &key.build_id,
+            attempt: key.attempt,
+            is_resumed: recorded.is_some(),
+        });
         let recorded = recorded.unwrap_or_default();
         let row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
@@ -135,6 +144,7 @@ impl Actor {
             phase: Phase::Unheard,
             hold: None,
             timeline: Timeline::default(),
+            trace,
             site: Site::Closed(None),
             completions,
             ledger: Ledger::default(),
@@ -241,7 +251,7 @@ impl Actor {
             }
             Message::Done(waiter) => self.followers.done.push(waiter),
             // It may come after the hold has ended.
-            Message::Holds(hold) if self.phase.report().is_none() => self.hold = Some(hold),
+            Message::Holds(hold) if self.phase.report().is_none() => self.on_holds(hold),
             Message::Holds(_) => {}
             Message::Waiting(most, answer) => {
                 let _ = answer.send(self.ledger.waiting(most, self.hold.clone()));
@@ -249,20 +259,7 @@ impl Actor {
             Message::Timeline(answer) => {
                 let _ = answer.send(self.timeline.clone());
             }
-            Message::Held(took, timed_out) => {
-                self.hold = None;
-                self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                if timed_out {
-                    let message = format!(
-                        "the build was released after {} while {} outputs were still downloading",
-                        crate::units::show_duration(took),
-                        self.ledger.required
-                    );
-                    tracing::warn!(invocation = %self.row.invocation_id, "{message}");
-                    self.ledger.tally.note(&message);
-                }
-                self.save_row();
-            }
+            Message::Held(took, timed_out) => self.on_held(took, timed_out),
             Message::Snapshot(answer) => self.followers.asked.push(answer),
             Message::Busy(answer) => {
                 let is_heard = !matches!(self.phase, Phase::Unheard);
@@ -297,6 +294,31 @@ impl Actor {
                 let _ = answer.send(());
             }
         }
+    }
+
+    fn on_holds(&mut self, hold: Hold) {
+        if let Some(trace) = &self.trace {
+            trace.holds(&hold.limit);
+        }
+        self.hold = Some(hold);
+    }
+
+    fn on_held(&mut self, took: Duration, timed_out: bool) {
+        self.hold = None;
+        if let Some(trace) = &self.trace {
+            trace.held(took, timed_out, self.ledger.required);
+        }
+        self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if timed_out {
+            let message = format!(
+                "the build was released after {} while {} outputs were still downloading",
+                crate::units::show_duration(took),
+                self.ledger.required
+            );
+            tracing::warn!(invocation = %self.row.invocation_id, "{message}");
+            self.ledger.tally.note(&message);
+        }
+        self.save_row();
     }
 
     async fn on_events(&mut self, events: Vec<(i64, StreamEvent)>) {
@@ -483,6 +505,7 @@ impl Actor {
             self.target_settled(&target);
         }
         self.save_row();
+        self.end_trace();
         self.shared
             .record
             .put_targets(&self.row.invocation_id, &self.target_rows());
@@ -583,6 +606,9 @@ impl Actor {
         self.shared
             .metrics
             .invocation(before.map(InvocationState::name), state.name());
+        if let Some(trace) = self.trace.as_ref().filter(|_| !state.is_over()) {
+            trace.begin();
+        }
         self.row.state = state;
         self.save_row();
     }

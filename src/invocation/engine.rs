@@ -33,6 +33,7 @@ use crate::{
     record::{InvocationRow, InvocationState, Record, TargetRow},
     roots::Roots,
     sources::Sources,
+    telemetry::Traces,
     units::now_ms,
 };
 
@@ -73,6 +74,7 @@ impl Engine {
                 changed: watch::Sender::default(),
                 holds_sets,
                 linger: OnceLock::new(),
+                traces: OnceLock::new(),
                 action_caches: Mutex::default(),
                 said: Mutex::default(),
             }),
@@ -94,6 +96,12 @@ impl Engine {
     pub fn linger(&self, streams: Duration) {
         // The first word counts.
         let _ = self.shared.linger.set(streams.saturating_add(streams / 10));
+    }
+
+    /// Where the traces of builds go. To be called before there are any.
+    pub(crate) fn trace(&self, traces: Traces) {
+        // The first word counts.
+        let _ = self.shared.traces.set(traces);
     }
 
     /// Reports of invocations that settle from now on.

@@ -26,6 +26,7 @@ use crate::{
     record::{Record, RootId},
     roots::Roots,
     sources::Sources,
+    telemetry::Traces,
 };
 
 /// What was read of an output root's action cache last, and recorded.
@@ -73,6 +74,8 @@ pub(super) struct Shared {
     pub(super) holds_sets: bool,
     /// How long a task stays after its end.
     pub(super) linger: OnceLock<Duration>,
+    /// Where traces go, if anywhere.
+    pub(super) traces: OnceLock<Traces>,
     /// What was read of the build tool's action caches last.
     pub(super) action_caches: Mutex<HashMap<RootId, Remembered>>,
     /// Why they are not read, as it was said.
@@ -88,6 +91,11 @@ impl Shared {
     /// How long a task stays after its end.
     pub(super) fn linger(&self) -> Duration {
         self.linger.get().copied().unwrap_or(LINGER)
+    }
+
+    /// Where traces go, if anywhere.
+    pub(super) fn traces(&self) -> Traces {
+        self.traces.get().cloned().unwrap_or_default()
     }
 
     /// Whether this was not said before.

@@ -9,12 +9,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     place::{LargeFile, PlaceError, Placed},
     rate::Pace,
+    traced::{asked, end_place, end_stream},
     want::Root,
 };
 use crate::{
     digest::{Digest, Hasher},
     exec_path::ExecPath,
     remote::{Attribution, BlobStore, Sink},
+    telemetry::{Open, Trace, open},
     transport::RemoteError,
 };
 
@@ -39,16 +41,22 @@ pub(super) struct Download {
     /// Another connection than the last time, after bytes that turned out wrong.
     pub(super) avoid: bool,
     pub(super) pace: Pace,
+    /// That of the build that asks, if it is traced.
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 impl Download {
     /// Streams it into a channel that is closed when this returns.
     async fn stream(&self, portions: mpsc::Sender<Vec<Bytes>>) -> Result<(), RemoteError> {
+        let mut span = open(self.trace.as_ref(), "download stream").map(Open::calling);
         let mut pipe = Pipe::new(portions, self.pace.clone());
-        let read = self
+        let reading = self
             .store
-            .read_stream(&self.digest, 0, &self.attribution, self.avoid, &mut pipe)
-            .await;
+            .read_stream(&self.digest, 0, &self.attribution, self.avoid, &mut pipe);
+        let read = asked(span.as_mut(), reading).await;
+        if let Some(span) = span {
+            end_stream(span, &*self.store, &self.digest, &read);
+        }
         if read.is_ok() {
             // If the other end takes nothing more, it reports why.
             let _ = pipe.flush().await;
@@ -123,10 +131,14 @@ pub(super) async fn fetch(
         }
     };
     read.map_err(LargeError::Remote)?;
-    tokio::task::spawn_blocking(move || file.finish(&root.epoch, version))
+    let span = open(download.trace.as_ref(), "place");
+    let placed = tokio::task::spawn_blocking(move || file.finish(&root.epoch, version))
         .await
-        .unwrap_or_else(|_| Err(PlaceError::internal("publishing a large file panicked")))
-        .map_err(LargeError::Place)
+        .unwrap_or_else(|_| Err(PlaceError::internal("publishing a large file panicked")));
+    if let Some(span) = span {
+        end_place(span, download.digest.size(), std::iter::once(&placed));
+    }
+    placed.map_err(LargeError::Place)
 }
 
 /// Streams a blob, verifies it and keeps nothing of it.

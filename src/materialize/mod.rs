@@ -14,6 +14,7 @@ mod queue;
 mod rate;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod want;
 mod writers;
 

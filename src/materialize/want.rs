@@ -14,6 +14,7 @@ use crate::{
     output::{Class, OutputContent, Stamp},
     record::{OutputState, Transfers},
     remote::{Attribution, BlobStore, is_local},
+    telemetry::Trace,
 };
 
 /// An output root in use: the place on disk, and which invocation is its newest.
@@ -38,6 +39,8 @@ pub struct Session {
     pub attribution: Arc<Attribution>,
     /// Who has the root's `bazel-out`, where nothing is placed.
     pub served: Option<Served>,
+    /// The trace of the build that asks, if it is traced.
+    pub trace: Option<Arc<Trace>>,
     /// Where completions go. One for every want, sooner or later.
     pub completions: mpsc::UnboundedSender<Vec<Completion>>,
 }

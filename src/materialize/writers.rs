@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     place::{Check, Item, LargeFile, PlaceError, PlaceOptions, Placed, Placer},
+    traced::end_place,
     want::{Root, Session, Want},
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     exec_path::ExecPath,
     open_files::{self, Spare},
     output::{Class, OutputContent, Stamp},
+    telemetry::{Trace, open},
 };
 
 /// Work of placing that is joined while it is less than this: files, and bytes, which are in flight until all are placed.
@@ -100,7 +102,13 @@ pub(super) enum Work {
     CheckBatch(BatchId, Arc<CheckBatch>),
     Check(Arc<Root>, Vec<CheckItem>),
     /// The permits are the bytes' share of what may be in flight; they are given back when the files are placed.
-    Place(Arc<Root>, u64, Vec<PlaceJob>, Vec<Arc<OwnedSemaphorePermit>>),
+    Place(
+        Arc<Root>,
+        u64,
+        Vec<PlaceJob>,
+        Vec<Arc<OwnedSemaphorePermit>>,
+        Option<Arc<Trace>>,
+    ),
     Copy {
         root: Arc<Root>,
         version: u64,
@@ -110,6 +118,7 @@ pub(super) enum Work {
         to: ExecPath,
         digest: Digest,
         class: Class,
+        trace: Option<Arc<Trace>>,
     },
     BeginLarge(
         Arc<Root>,
@@ -339,9 +348,9 @@ impl Writer {
                     .collect();
                 Some(Written::Checked(checked))
             }
-            Work::Place(root, version, jobs, permits) => {
-                let placed = self.place(&root, version, jobs);
-                drop(permits);
+            Work::Place(root, version, jobs, permits, trace) => {
+                let placed = self.place(&root, version, &jobs, trace.as_ref());
+                drop((jobs, permits));
                 Some(Written::Placed(placed))
             }
             Work::Copy {
@@ -353,7 +362,9 @@ impl Writer {
                 to,
                 digest,
                 class,
+                trace,
             } => {
+                let span = open(trace.as_ref(), "place");
                 let origin = (&from, &stamp);
                 let placed = self.placer(&root).copy_within(
                     origin,
@@ -363,6 +374,9 @@ impl Writer {
                     &root.epoch,
                     version,
                 );
+                if let Some(span) = span {
+                    end_place(span, digest.size(), std::iter::once(&placed));
+                }
                 Some(Written::Placed(vec![(job, placed)]))
             }
             Work::BeginLarge(root, path, digest, class, reply) => {
@@ -386,15 +400,17 @@ impl Writer {
         &mut self,
         root: &Arc<Root>,
         version: u64,
-        jobs: Vec<PlaceJob>,
+        jobs: &[PlaceJob],
+        trace: Option<&Arc<Trace>>,
     ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
+        let span = open(trace, "place");
         let mark = self.options.space;
         let placer = self.placer(root);
         let mut placed = Vec::with_capacity(jobs.len());
         let mut files = Vec::with_capacity(jobs.len());
         // Held until all are written.
         let mut promised = placer.promised();
-        for job in &jobs {
+        for job in jobs {
             if let PlaceContent::Drop(digest, bytes) = &job.content {
                 let actual = Digest::of(digest.function(), bytes);
                 placed.push((job.job, Placed::nowhere(&job.path, digest, actual)));
@@ -451,6 +467,10 @@ impl Writer {
             .collect();
         let results = placer.place_many(&items, &root.epoch, version);
         placed.extend(files.iter().map(|file| file.job.job).zip(results));
+        if let Some(span) = span {
+            let bytes = jobs.iter().map(|job| job.content.len() as u64).sum();
+            end_place(span, bytes, placed.iter().map(|(_, placed)| placed));
+        }
         placed
     }
 }
@@ -458,7 +478,7 @@ impl Writer {
 /// Adds to a piece of work what is queued after it and of its kind: a batch of blobs mostly ends in the middle of a
 /// directory, and a new directory that is filled at once is cheaper. Gives what was taken and does not fit.
 fn join_places(item: &mut Work, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
-    let Work::Place(root, version, jobs, permits) = item else {
+    let Work::Place(root, version, jobs, permits, _) = item else {
         return None;
     };
     // Links and directories are made before files: joined with files that came earlier, they would overtake one that
@@ -475,7 +495,7 @@ fn join_places(item: &mut Work, work: &std_mpsc::Receiver<Work>) -> Option<Work>
     let mut bytes = bytes_of(jobs);
     while jobs.len() < JOBS_TOGETHER && bytes < BYTES_TOGETHER {
         match work.try_recv() {
-            Ok(Work::Place(of, as_of, more, theirs))
+            Ok(Work::Place(of, as_of, more, theirs, _))
                 if of.id == root.id && as_of == *version && are_files(&more) =>
             {
                 bytes += bytes_of(&more);
@@ -509,7 +529,7 @@ impl Lost {
         match work {
             Work::CheckBatch(id, batch) => Self::Batch(*id, batch.wants.len()),
             Work::Check(_, items) => Self::Checks(items.iter().map(|i| i.job).collect()),
-            Work::Place(_, _, jobs, _) => Self::Places(jobs.iter().map(|j| j.job).collect()),
+            Work::Place(_, _, jobs, ..) => Self::Places(jobs.iter().map(|j| j.job).collect()),
             Work::Copy { job, .. } => Self::Places(vec![*job]),
             Work::BeginLarge(..) | Work::Forget(_) => Self::Nothing,
         }

@@ -579,6 +579,7 @@ impl Store {
             version: 0,
             store: store.clone(),
             attribution: blob.attribution.clone(),
+            trace: None,
             served: None,
             completions,
         };

@@ -52,6 +52,7 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use self::reading::Collect;
+pub(crate) use self::retry::counting_retries;
 pub(crate) use self::{
     chain::Chain,
     copies::{Copy, LOCAL_FILES, LocalFirst, Offer, is_local, looks_right},

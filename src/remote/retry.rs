@@ -1,6 +1,6 @@
 //! When to try again, and after how long.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{cell::Cell, fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 
@@ -40,6 +40,17 @@ impl Timer for SystemTimer {
     fn jitter(&self) -> f64 {
         rand::random()
     }
+}
+
+tokio::task_local! {
+    /// How often the task has tried again, where that is counted.
+    static RETRIES: Cell<u64>;
+}
+
+/// Counts how often the requests of a future are made again.
+pub(crate) async fn counting_retries<T>(asking: impl Future<Output = T>) -> (T, u64) {
+    let counted = async { (asking.await, RETRIES.with(Cell::get)) };
+    RETRIES.scope(Cell::new(0), counted).await
 }
 
 /// How often and how patiently to retry.
@@ -119,6 +130,8 @@ impl Backoff<'_> {
         }
         let delay = self.delay(error.retry_after);
         self.failures += 1;
+        // Mostly, nobody counts.
+        let _ = RETRIES.try_with(|retries| retries.set(retries.get() + 1));
         if open_files::are_wanting() {
             // A connection needs one.
             tokio::task::spawn_blocking(open_files::spare);

@@ -382,11 +382,11 @@ impl Stager {
             version: WANTED,
             store: work.store.clone(),
             attribution,
+            trace: None,
             served: None,
             completions,
         };
-        let request = self.materializer.request(session, work.wants()).await;
-        let mut request = request.counted_by(counted);
+        let mut request = (self.materializer.request(session, work.wants()).await).counted_by(counted);
         let ended = gone.run_until_cancelled(required(&mut work, &mut request)).await;
         let ended = ended.unwrap_or_else(|| Err(super::request::gone()));
         if !matches!(ended, Ok(true)) {

@@ -20,6 +20,8 @@ pub fn clean(mut command: Command) -> Command {
         let ours = [
             "OUTHAUL_",
             "LISTEN_",
+            "OTEL_",
+            "TRACEPARENT",
             "BAZEL",
             "RUST_LOG", // and those of object stores
             "AWS_",

@@ -49,6 +49,8 @@ mod secured;
 mod shipped;
 mod staging;
 mod support;
+#[cfg(feature = "otlp")]
+mod telemetry;
 mod terminal;
 mod waiting;
 mod watching;

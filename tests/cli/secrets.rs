@@ -190,6 +190,8 @@ impl Planted {
         let state = format!("--state-dir={}", self.world.path(&format!("state-{name}")));
         // What is started shows its command line to every user of the machine.
         let started = self.world.path(&format!("{name}.started"));
+        let collector = echo().await.replace("grpc://", "");
+        let otlp = format!("--otlp-endpoint=http://me:{}@{collector}", plant("otlp-url"));
         let mut command = outhaul();
         command
             .args([
@@ -227,6 +229,11 @@ impl Planted {
                 plant("url2"),
                 plant("query")
             ))
+            .args(cfg!(feature = "otlp").then_some(otlp))
+            .env(
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                format!("x-otlp-key={}", plant("otlp-header")),
+            )
             .arg(format!(
                 "--notify-secret-file={}",
                 file("signing", &plant("notify-secret"))

@@ -181,6 +181,7 @@ async fn materialize(stores: &Stores, out: &Path, blobs: &[Vec<u8>]) -> BTreeMap
         store: stores.cache.blobs(),
         attribution: Arc::new(Attribution::default()),
         served: None,
+        trace: None,
         completions,
     };
     let want = |(number, bytes): (usize, &Vec<u8>)| {

@@ -222,6 +222,7 @@ impl Service {
                 invocation_id,
                 ..Attribution::default()
             }),
+            trace: None,
             served,
             completions,
         };

@@ -285,6 +285,7 @@ impl Actor {
                 target: String::new(),
             }),
             served,
+            trace: self.trace.clone(),
             completions: self.completions.clone(),
         };
         let record = &self.shared.record;
@@ -348,6 +349,9 @@ impl Actor {
     fn note_cache(&mut self, cache: &SourceCache) {
         self.row.remote_cache.clone_from(&cache.endpoint);
         self.row.remote_instance_name.clone_from(&cache.instance_name);
+        if let Some(trace) = &self.trace {
+            trace.reads_from(&cache.endpoint);
+        }
     }
 
     /// Notes the cache of a build of which nothing was wanted: somebody may ask for its outputs later.

@@ -13,6 +13,7 @@ use super::{
         large::{self, Download, LargeError},
         place::{PlaceError, Placed},
         rate::Pace,
+        traced,
         want::{Outcome, Root, Source},
         writers::{CheckItem, JobId, PlaceContent, Work},
     },
@@ -26,6 +27,7 @@ use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
     remote::BatchAnswer,
+    telemetry::{Open, open},
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -161,12 +163,16 @@ impl Coordinator {
         window.begin(bytes);
         let pace = Pace::new(self.lanes.rate.as_ref(), class);
         let took = self.metrics.transfer("batch");
+        let mut span = open(session.trace.as_ref(), "download batch").map(Open::calling);
         let task = tokio::spawn(async move {
             pace.take(bytes).await;
-            session
-                .store
-                .read_batch(&digests, &session.attribution, avoid)
-                .await
+            let store = &*session.store;
+            let reading = store.read_batch(&digests, &session.attribution, avoid);
+            let answers = traced::asked(span.as_mut(), reading).await;
+            if let Some(span) = span {
+                traced::end_batch(span, store, &answers);
+            }
+            answers
         });
         tokio::spawn(async move {
             let answers = task.await.unwrap_or_default();
@@ -198,6 +204,7 @@ impl Coordinator {
             attribution: blob.session.attribution.clone(),
             avoid: blob.suspect,
             pace: Pace::new(self.lanes.rate.as_ref(), job.class),
+            trace: blob.session.trace.clone(),
         };
         let task = if job.warms {
             let path = job.path.clone();
@@ -404,6 +411,7 @@ impl Coordinator {
                     to: job.path.clone(),
                     digest: digest.clone(),
                     class: job.class,
+                    trace: job.trace(),
                 };
                 let shard = self.writers.shard(&job.root, &job.path);
                 self.writers.send(shard, work);

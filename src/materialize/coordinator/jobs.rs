@@ -10,6 +10,7 @@ use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
     remote::Chain,
+    telemetry::Trace,
     transport::RemoteError,
 };
 
@@ -74,6 +75,11 @@ impl Job {
         };
         let others_may_have_it = asker.session.store.distrust(digest);
         others_may_have_it && usize::from(self.mismatches) < MOST_MISMATCHES || self.mismatches == 0
+    }
+
+    /// That of the build that asked first, if it is traced.
+    pub(super) fn trace(&self) -> Option<Arc<Trace>> {
+        self.askers.first()?.session.trace.clone()
     }
 
     pub(super) fn cache(&self) -> CacheId {

@@ -16,7 +16,18 @@ use super::{
 use crate::{
     output::{Class, OutputContent},
     remote::LOCAL_FILES,
+    telemetry::Trace,
 };
+
+/// What one thread places together.
+struct Group {
+    shard: usize,
+    root: Arc<Root>,
+    version: u64,
+    /// That of the build whose output is the first.
+    trace: Option<Arc<Trace>>,
+    items: Vec<PlaceJob>,
+}
 
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
@@ -155,7 +166,7 @@ impl Coordinator {
         place: Vec<(JobId, PlaceContent)>,
         permit: Option<Arc<OwnedSemaphorePermit>>,
     ) {
-        let mut groups: Vec<(usize, Arc<Root>, u64, Vec<PlaceJob>)> = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         for (id, content) in place {
             let Some(job) = self.jobs.get(&id) else { continue };
             if job.source == Source::Batch
@@ -171,18 +182,24 @@ impl Coordinator {
                 is_new: job.is_new,
             };
             // A few at most: threads, and mostly one build.
-            let is_its = |(shard, root, version, _): &&mut (usize, Arc<Root>, u64, _)| {
-                *shard == job.shard && root.id == job.root.id && *version == job.version
+            let is_its = |group: &&mut Group| {
+                group.shard == job.shard && group.root.id == job.root.id && group.version == job.version
             };
             match groups.iter_mut().find(is_its) {
-                Some((.., items)) => items.push(item),
-                None => groups.push((job.shard, job.root.clone(), job.version, vec![item])),
+                Some(group) => group.items.push(item),
+                None => groups.push(Group {
+                    shard: job.shard,
+                    root: job.root.clone(),
+                    version: job.version,
+                    trace: job.trace(),
+                    items: vec![item],
+                }),
             }
         }
-        for (shard, root, version, items) in groups {
+        for group in groups {
             let permits = permit.iter().cloned().collect();
-            self.writers
-                .send(shard, Work::Place(root, version, items, permits));
+            let work = Work::Place(group.root, group.version, group.items, permits, group.trace);
+            self.writers.send(group.shard, work);
         }
     }
 }

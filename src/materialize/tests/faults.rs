@@ -120,6 +120,7 @@ async fn every_asker_is_answered_whatever_the_store_does() {
             version: 1,
             store: Arc::new(store),
             attribution: Arc::new(Attribution::default()),
+            trace: None,
             served: None,
             completions: sender,
         });

@@ -78,6 +78,7 @@ impl Fixture {
             version,
             store: self.store.clone(),
             attribution: Arc::new(Attribution::default()),
+            trace: None,
             served: None,
             completions: sender,
         });
