@@ -223,9 +223,10 @@ async fn close(notifier: Option<Notifier>, exporter: Option<Exporter>) {
     if let Some(notifier) = notifier {
         notifier.close().await;
     }
-    if let Some(exporter) = exporter {
-        // The log has it.
-        let _ = exporter.close().await;
+    if let Some(exporter) = exporter
+        && let Some(reason) = exporter.close().await
+    {
+        tracing::warn!("{reason}");
     }
 }
 

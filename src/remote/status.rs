@@ -1,6 +1,6 @@
 //! What a gRPC status means for a cache's client.
 
-use std::{error::Error as _, time::Duration};
+use std::error::Error as _;
 
 use bazel_remote_apis::google::rpc;
 use prost::Message as _;
@@ -8,18 +8,11 @@ use tonic::{Code, Status};
 
 use crate::{
     printable::{and_causes, clipped, is_plain},
-    transport::{Fault, RemoteError, RemoteErrorKind, Secrets},
+    transport::{Fault, RemoteError, RemoteErrorKind, Secrets, retry_delay},
 };
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
 pub(super) const MAX_MESSAGE: usize = 500;
-
-/// `google.rpc.RetryInfo`, which `bazel-remote-apis` does not have.
-#[derive(Clone, PartialEq, prost::Message)]
-struct RetryInfo {
-    #[prost(message, optional, tag = "1")]
-    retry_delay: Option<prost_types::Duration>,
-}
 
 /// The error for a failed call. `context` says what was tried on what; `secrets` is what is not to be shown.
 pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> RemoteError {
@@ -80,15 +73,6 @@ pub(crate) fn refuses_instance(message: &str) -> bool {
             .any(|w| message.contains(w))
 }
 
-fn retry_delay(status: &rpc::Status) -> Option<Duration> {
-    let any = status
-        .details
-        .iter()
-        .find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
-    let delay = RetryInfo::decode(any.value.as_slice()).ok()?.retry_delay?;
-    Duration::try_from(delay).ok()
-}
-
 /// One line without control characters, nor those that turn the direction of what follows, so that a server's words can
 /// go to a terminal and a log.
 pub(super) fn readable(text: &str) -> String {
@@ -100,9 +84,12 @@ pub(super) fn readable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bazel_remote_apis::google::protobuf::Any;
 
     use super::*;
+    use crate::transport::RetryInfo;
 
     fn kind_of(code: Code, message: &str) -> RemoteErrorKind {
         from_status("reading x", &Status::new(code, message), &Secrets::default()).kind

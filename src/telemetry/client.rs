@@ -1,7 +1,8 @@
 //! Requests to a collector: OTLP over gRPC.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
+use bazel_remote_apis::google::rpc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry_proto::tonic::{
     collector::{
@@ -10,20 +11,24 @@ use opentelemetry_proto::tonic::{
     },
     resource::v1::Resource,
 };
+use prost::Message as _;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
 use super::{
-    collector::{CERTIFICATE, Collector},
+    collector::{CERTIFICATE, Collector, HEADERS},
     encode,
-    exporter::Refusal,
+    exporter::{Refusal, Taken},
     figures,
     span::Span,
 };
 use crate::{
-    printable::with_causes,
-    transport::{Connector, Fault, Header, RemoteError, Secrets},
+    printable::{clipped, with_causes},
+    transport::{Connector, Fault, Header, RemoteError, Secrets, retry_delay},
     units,
 };
+
+/// How much of a collector's message is kept.
+const MAX_MESSAGE: usize = 500;
 
 /// A collector's client. Connects with the first request, and again when the connection broke.
 pub(super) struct Client {
@@ -60,7 +65,8 @@ impl Client {
         let channel = connector.channel();
         let mut headers = HeaderMap::new();
         for header in &collector.connect.headers {
-            let unusable = || RemoteError::config(format!("header {}", header.name()), "not usable");
+            let unusable =
+                || RemoteError::config(HEADERS, format!("the header {} cannot be sent", header.name()));
             let name = HeaderName::from_bytes(header.name().as_bytes()).map_err(|_| unusable())?;
             let mut value = HeaderValue::from_str(header.value()).map_err(|_| unusable())?;
             value.set_sensitive(true);
@@ -77,28 +83,22 @@ impl Client {
         })
     }
 
-    pub(super) async fn send_spans(&self, spans: &[Span]) -> Result<(), Refusal> {
+    pub(super) async fn send_spans(&self, spans: &[Span]) -> Result<Taken, Refusal> {
         let message = encode::spans(spans, self.resource.clone());
         let mut traces = self.traces.clone();
         let answer = self.asked(message, |request| async move { traces.export(request).await });
         let partial = answer.await?.partial_success.unwrap_or_default();
-        self.partly("spans", partial.rejected_spans, partial.error_message);
-        Ok(())
+        Ok(self.taken(partial.rejected_spans, partial.error_message))
     }
 
     /// Sends what is in an OpenMetrics text.
-    pub(super) async fn send_metrics(&self, text: &str) -> Result<(), Refusal> {
+    pub(super) async fn send_metrics(&self, text: &str) -> Result<Taken, Refusal> {
         let figures = figures::read(text);
         let message = encode::metrics(figures, self.resource.clone(), (self.since_ns, now_ns()));
         let mut metrics = self.metrics.clone();
         let answer = self.asked(message, |request| async move { metrics.export(request).await });
         let partial = answer.await?.partial_success.unwrap_or_default();
-        self.partly(
-            "points of metrics",
-            partial.rejected_data_points,
-            partial.error_message,
-        );
-        Ok(())
+        Ok(self.taken(partial.rejected_data_points, partial.error_message))
     }
 
     async fn asked<M, A, F>(&self, message: M, ask: impl FnOnce(Request<M>) -> F) -> Result<A, Refusal>
@@ -116,35 +116,77 @@ impl Client {
     }
 
     fn refusal(&self, status: &Status) -> Refusal {
-        let reason = match (Fault::of(status), std::error::Error::source(status)) {
+        let reason = match (Fault::of(status), status.source()) {
             (Some(Fault::Certificate(distrust)), _) => named(distrust.advice()),
             (_, Some(cause)) => with_causes(cause),
             (_, None) if status.message().is_empty() => status.code().to_string(),
             (_, None) => status.message().to_owned(),
         };
-        // By OTLP's table.
-        let is_passing = matches!(
-            status.code(),
-            Code::Cancelled
-                | Code::DeadlineExceeded
-                | Code::ResourceExhausted
-                | Code::Aborted
-                | Code::OutOfRange
-                | Code::Unavailable
-                | Code::DataLoss
-        );
+        let retry_after = rpc::Status::decode(status.details())
+            .ok()
+            .and_then(|details| retry_delay(&details));
         Refusal {
-            reason: self.secrets.conceal(reason),
-            // A connection that broke is not always told apart.
-            is_passing: is_passing || std::error::Error::source(status).is_some(),
+            reason: self.shown(reason),
+            is_passing: is_passing(status, retry_after),
+            is_of_kind: status.code() == Code::Unimplemented,
+            retry_after,
         }
     }
 
-    /// The collector has taken some and not the others, which are not sent again.
-    fn partly(&self, what: &str, rejected: i64, reason: String) {
-        if rejected > 0 || !reason.is_empty() {
-            let reason = self.secrets.conceal(reason);
-            tracing::warn!("the OpenTelemetry collector rejected {rejected} {what}: {reason}");
+    /// What the collector says of what it took. What it rejected is not sent again.
+    fn taken(&self, rejected: i64, mut note: String) -> Taken {
+        let rejected = u64::try_from(rejected).unwrap_or_default();
+        if rejected > 0 && note.is_empty() {
+            "it does not say why".clone_into(&mut note);
         }
+        Taken {
+            rejected,
+            note: self.shown(note),
+        }
+    }
+
+    /// A collector's words: without secrets, as one line of bounded length.
+    fn shown(&self, words: String) -> String {
+        clipped(&self.secrets.conceal(words), MAX_MESSAGE).into_owned()
+    }
+}
+
+/// Whether the same may be taken later, by OTLP's table.
+fn is_passing(status: &Status, retry_after: Option<Duration>) -> bool {
+    match status.code() {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        // Otherwise the request is too large, and stays so.
+        Code::ResourceExhausted => retry_after.is_some(),
+        // A connection that broke is not always told apart.
+        _ => status.source().is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_sent_again_only_if_it_may_be_taken_later() {
+        let second = Some(Duration::from_secs(1));
+        for (code, retry_after, expected) in [
+            (Code::Unavailable, None, true),
+            (Code::DeadlineExceeded, None, true),
+            (Code::ResourceExhausted, None, false),
+            (Code::ResourceExhausted, second, true),
+            (Code::Unimplemented, None, false),
+            (Code::Unauthenticated, second, false),
+            (Code::InvalidArgument, None, false),
+        ] {
+            let status = Status::new(code, "words");
+            assert_eq!(is_passing(&status, retry_after), expected, "{code:?}");
+        }
+        let broken = Status::from_error(Box::new(std::io::Error::other("reset")));
+        assert!(is_passing(&broken, None), "{broken:?}");
     }
 }

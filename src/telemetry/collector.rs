@@ -1,18 +1,25 @@
 //! Which collector is exported to, and as what: by a flag, and by the variables that OpenTelemetry's SDKs read.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
 
-use crate::transport::{
-    ConnectOptions, Endpoint, Header, RemoteError, is_http, split_user_info, without_user_info,
+use crate::{
+    transport::{ConnectOptions, Endpoint, Header, RemoteError, is_http, split_user_info, without_user_info},
+    units::random_uuid,
 };
 
-/// What has an attribute of its own for the service's name.
+/// The resource's attribute that `OTEL_SERVICE_NAME` sets.
 const SERVICE_NAME: &str = "service.name";
+
+/// The attribute that tells one process from another.
+const INSTANCE: &str = "service.instance.id";
 
 /// The variable that names the file of the certificate authorities.
 pub(super) const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+
+/// The variable that has headers for every request.
+pub(super) const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 
 /// A collector, and what it is told of us.
 #[derive(Debug, Clone)]
@@ -42,32 +49,31 @@ impl Collector {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let (address, user_info) = split_user_info(url);
         let mut connect = ConnectOptions::new(endpoint(flag, url, &address)?);
-        let headers = "OTEL_EXPORTER_OTLP_HEADERS";
-        for (name, value) in pairs(headers, variable(headers))? {
+        for (name, value) in pairs(HEADERS, variable(HEADERS))? {
             let header = Header::new(&name, &value);
             connect
                 .headers
-                .push(header.map_err(|reason| RemoteError::config(headers, reason))?);
+                .push(header.map_err(|reason| RemoteError::config(HEADERS, reason))?);
         }
         if let Some((user, password)) = user_info {
             connect.headers.push(Header::basic(&user, &password));
         }
         connect.tls.certificate = variable(CERTIFICATE).map(PathBuf::from);
         let attributes = "OTEL_RESOURCE_ATTRIBUTES";
-        let mut resource = pairs(attributes, variable(attributes))?;
-        let named = resource.iter().position(|(name, _)| name == SERVICE_NAME);
-        let named = named.map(|at| resource.remove(at).1);
-        let name = variable("OTEL_SERVICE_NAME").or(named);
-        let name = name.unwrap_or_else(|| "outhaul".to_owned());
-        resource.push((SERVICE_NAME.to_owned(), name));
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        resource.push(("service.version".to_owned(), version));
+        // Each name has one value, the last one. Without an instance, what two processes count would be one series.
+        let mut resource = BTreeMap::from([
+            (SERVICE_NAME.to_owned(), "outhaul".to_owned()),
+            ("service.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            (INSTANCE.to_owned(), random_uuid()),
+        ]);
+        resource.extend(pairs(attributes, variable(attributes))?);
+        resource.extend(variable("OTEL_SERVICE_NAME").map(|name| (SERVICE_NAME.to_owned(), name)));
         let time = |name, default| milliseconds(name, variable(name), default);
         Ok(Self {
             connect,
             timeout: time("OTEL_EXPORTER_OTLP_TIMEOUT", 10_000)?,
             every: time("OTEL_METRIC_EXPORT_INTERVAL", 60_000)?,
-            resource,
+            resource: resource.into_iter().collect(),
         })
     }
 }
@@ -134,10 +140,7 @@ mod tests {
         let plain = collector("http://localhost:4317/", &[("OTEL_SERVICE_NAME", "")]).unwrap();
         assert_eq!(plain.connect.endpoint.http_uri(), "http://localhost:4317");
         assert_eq!((plain.timeout.as_secs(), plain.every.as_secs()), (10, 60));
-        assert_eq!(
-            plain.resource[0],
-            ("service.name".to_owned(), "outhaul".to_owned())
-        );
+        assert_eq!(attribute(&plain, SERVICE_NAME), ["outhaul"]);
         assert!(plain.connect.headers.is_empty());
 
         let attributes = ("OTEL_RESOURCE_ATTRIBUTES", "host.name=a%20b, service.name=other,");
@@ -162,19 +165,33 @@ mod tests {
         );
         assert_eq!((told.timeout.as_millis(), told.every.as_millis()), (1500, 20));
         assert_eq!(told.connect.tls.certificate, Some("/ca.pem".into()));
-        let resource: Vec<(&str, &str)> = told.resource.iter().map(|(n, v)| (&**n, &**v)).collect();
-        let version = ("service.version", env!("CARGO_PKG_VERSION"));
-        assert_eq!(
-            resource,
-            [("host.name", "a b"), ("service.name", "other"), version]
-        );
+        assert_eq!(attribute(&told, "host.name"), ["a b"]);
+        assert_eq!(attribute(&told, SERVICE_NAME), ["other"]);
+        assert_eq!(attribute(&told, "service.version"), [env!("CARGO_PKG_VERSION")]);
         let named = collector("unix:/s", &[attributes, ("OTEL_SERVICE_NAME", "mine")]).unwrap();
-        assert!(
-            named
-                .resource
-                .contains(&("service.name".to_owned(), "mine".to_owned()))
-        );
-        assert_eq!(named.resource.len(), 3);
+        assert_eq!(attribute(&named, SERVICE_NAME), ["mine"]);
+    }
+
+    fn attribute<'a>(collector: &'a Collector, name: &str) -> Vec<&'a str> {
+        let named = collector.resource.iter().filter(|(key, _)| key == name);
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+
+    #[test]
+    fn each_process_is_an_instance_of_its_own_unless_it_is_named() {
+        let instances = [(); 2].map(|()| {
+            let collector = collector("http://h", &[]).unwrap();
+            let [instance] = attribute(&collector, INSTANCE)[..] else {
+                panic!("{:?}", collector.resource)
+            };
+            assert_eq!(instance.len(), 36);
+            instance.to_owned()
+        });
+        assert_ne!(instances[0], instances[1]);
+        let given = "service.instance.id=a,service.version=1,service.version=2";
+        let named = collector("http://h", &[("OTEL_RESOURCE_ATTRIBUTES", given)]).unwrap();
+        assert_eq!(attribute(&named, INSTANCE), ["a"]);
+        assert_eq!(attribute(&named, "service.version"), ["2"]);
     }
 
     #[test]

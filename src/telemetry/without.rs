@@ -1,6 +1,10 @@
 //! What stands in the client's place in an Outhaul that was built without the feature `otlp`: nothing can be sent.
 
-use super::{collector::Collector, exporter::Refusal, span::Span};
+use super::{
+    collector::Collector,
+    exporter::{Refusal, Taken},
+    span::Span,
+};
 use crate::transport::RemoteError;
 
 /// There is none.
@@ -14,11 +18,11 @@ impl Client {
         ))
     }
 
-    pub(super) async fn send_spans(&self, _: &[Span]) -> Result<(), Refusal> {
+    pub(super) async fn send_spans(&self, _: &[Span]) -> Result<Taken, Refusal> {
         match *self {}
     }
 
-    pub(super) async fn send_metrics(&self, _: &str) -> Result<(), Refusal> {
+    pub(super) async fn send_metrics(&self, _: &str) -> Result<Taken, Refusal> {
         match *self {}
     }
 }

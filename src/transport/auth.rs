@@ -137,9 +137,7 @@ impl Auth {
 
     fn is_unencrypted(&self, options: &ConnectOptions) -> bool {
         let has_any = !self.headers.is_empty() || self.source.is_some();
-        let endpoint = &options.endpoint;
-        let stays_here = endpoint.is_local() || options.proxy.is_some();
-        has_any && endpoint.is_http() && !endpoint.is_tls() && !stays_here
+        has_any && options.is_unencrypted()
     }
 
     /// What is not to be shown of what a server says.

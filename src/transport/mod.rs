@@ -35,6 +35,8 @@ pub(crate) use google::Google;
 pub use header::Header;
 pub(crate) use http_client::{HttpClient, HttpFault};
 pub(crate) use options::ConnectOptions;
-pub(crate) use retry_after::retry_after;
+#[cfg(test)]
+pub(crate) use retry_after::RetryInfo;
+pub(crate) use retry_after::{retry_after, retry_delay};
 pub(crate) use shown::{HIDDEN, without_secrets};
 pub(crate) use tls::TlsFiles;

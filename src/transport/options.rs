@@ -72,4 +72,10 @@ impl ConnectOptions {
             dial: None,
         }
     }
+
+    /// Whether what the server is shown could be read on the way to it: by HTTP, without TLS, on another machine.
+    pub(crate) fn is_unencrypted(&self) -> bool {
+        let stays_here = self.endpoint.is_local() || self.proxy.is_some();
+        self.endpoint.is_http() && !self.endpoint.is_tls() && !stays_here
+    }
 }

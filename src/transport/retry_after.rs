@@ -2,7 +2,26 @@
 
 use std::time::{Duration, SystemTime};
 
+use bazel_remote_apis::google::rpc;
 use http::{HeaderMap, header::RETRY_AFTER};
+use prost::Message as _;
+
+/// `google.rpc.RetryInfo`, which `bazel-remote-apis` does not have.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) retry_delay: Option<prost_types::Duration>,
+}
+
+/// What the details of a gRPC status say of it.
+pub(crate) fn retry_delay(status: &rpc::Status) -> Option<Duration> {
+    let any = status
+        .details
+        .iter()
+        .find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(any.value.as_slice()).ok()?.retry_delay?;
+    Duration::try_from(delay).ok()
+}
 
 /// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use opentelemetry_proto::tonic::{
@@ -22,7 +23,7 @@ use opentelemetry_proto::tonic::{
 };
 use outhaul::proto::build_event_stream::{BuildEvent, build_event::Payload};
 use outhaul_testkit::{
-    Running,
+    Ran, Running,
     cache::{RequestFault, Rpc, Times},
     until,
 };
@@ -51,7 +52,27 @@ struct Got {
     /// Of what the spans came with.
     resource: Vec<KeyValue>,
     headers: BTreeSet<(String, String)>,
+    /// What it does with spans, and with metrics.
+    manners: [Manners; 2],
 }
+
+/// How a service of it treats requests.
+#[derive(Clone, Copy, Default)]
+struct Manners {
+    refuses: Option<Code>,
+    takes: Duration,
+}
+
+impl Manners {
+    async fn show(self) -> Result<(), Status> {
+        tokio::time::sleep(self.takes).await;
+        self.refuses
+            .map_or(Ok(()), |code| Err(Status::new(code, "as it was told\nto")))
+    }
+}
+
+const SPANS: usize = 0;
+const METRICS: usize = 1;
 
 /// A collector.
 #[derive(Clone, Default)]
@@ -112,6 +133,8 @@ impl TraceService for Collector {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.note_headers(&request);
+        let manners = self.got().manners[SPANS];
+        manners.show().await?;
         let mut got = self.got();
         for of_resource in request.into_inner().resource_spans {
             got.resource = of_resource.resource.unwrap().attributes;
@@ -128,6 +151,8 @@ impl MetricsService for Collector {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let manners = self.got().manners[METRICS];
+        manners.show().await?;
         let metrics = request.into_inner().resource_metrics;
         let scopes = metrics
             .into_iter()
@@ -363,6 +388,19 @@ async fn outputs_that_the_cache_does_not_give_fail_their_spans() {
     assert_eq!(lacking.count(), 1, "{batches:#?}");
 }
 
+/// What `run` says when a Bazel that it started has built the world's build.
+async fn below_run(world: &World, place: Place, flag: &str) -> Ran {
+    let place = place.with("WAITS", "yes").arg(&world.cache_flag()).arg(flag);
+    let run = Running::start(place.calling("run", &["bazel", "build", "//a"]));
+    until("Bazel runs", async || !place.lines("calls").is_empty()).await;
+    let call = place.lines("calls").remove(0);
+    let (_, address) = call.split_once("--bes_backend=").unwrap();
+    world.play(&world.build, address.split_once('>').unwrap().0).await;
+    std::fs::write(place.bin().join("go"), "").unwrap();
+    let ran = tokio::task::spawn_blocking(|| run.wait()).await;
+    ran.unwrap().expect(0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_below_run_is_a_part_of_the_environments_trace() {
     let parent = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -373,23 +411,11 @@ async fn a_build_below_run_is_a_part_of_the_environments_trace() {
     ] {
         let world = World::new().await;
         let (collector, flag) = Collector::start().await;
-        let mut place = Place::new()
-            .with("WAITS", "yes")
-            .arg(&world.cache_flag())
-            .arg(&flag);
+        let mut place = Place::new();
         if let Some(given) = &given {
             place = place.with("TRACEPARENT", given);
         }
-        let run = Running::start(place.calling("run", &["bazel", "build", "//a"]));
-        until("Bazel runs", async || !place.lines("calls").is_empty()).await;
-        let call = place.lines("calls").remove(0);
-        let (_, address) = call.split_once("--bes_backend=").unwrap();
-        world.play(&world.build, address.split_once('>').unwrap().0).await;
-        std::fs::write(place.bin().join("go"), "").unwrap();
-        let ran = tokio::task::spawn_blocking(|| run.wait())
-            .await
-            .unwrap()
-            .expect(0);
+        let ran = below_run(&world, place, &flag).await;
 
         // All of it was sent before the end.
         let build = collector.spans("build").remove(0);
@@ -527,11 +553,88 @@ async fn a_collector_that_is_away_is_said_once_and_gets_its_spans_later() {
     end(&mut server).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_may_take_one_kind_alone() {
+    for (lacking, said) in [(METRICS, 0), (SPANS, 1)] {
+        let world = World::new().await;
+        let (collector, flag) = Collector::start().await;
+        collector.got().manners[lacking].refuses = Some(Code::Unimplemented);
+        let ran = below_run(&world, Place::new(), &flag).await;
+        assert_eq!(ran.err.matches("OpenTelemetry").count(), said, "{ran}");
+        if lacking == METRICS {
+            assert_nested(&collector.got().spans, &collector.spans("build")[0]);
+        } else {
+            assert!(!collector.got().metrics.is_empty());
+            let reason = "(--otlp-endpoint) takes no spans: as it was told\\nto; ";
+            assert!(
+                ran.err.contains(reason) && ran.err.contains("lost in all"),
+                "{ran}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_are_not_kept_waiting_by_metrics_that_take_longer_than_their_interval() {
+    let world = World::new().await;
+    let (collector, flag) = Collector::start().await;
+    collector.got().manners[METRICS].takes = Duration::from_millis(20);
+    let mut command = outhaul();
+    command
+        .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none", &flag])
+        .args([world.state(), world.cache_flag()])
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "1");
+    let mut server = Running::serve(command).await;
+    until("metrics come", async || !collector.got().metrics.is_empty()).await;
+    world.play(&world.build, server.address()).await;
+    collector.build().await;
+    end(&mut server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_that_are_refused_for_good_are_counted_and_do_not_block_later_ones() {
+    let world = World::new().await;
+    let (collector, flag) = Collector::start().await;
+    // As a collector says that a request is too large.
+    collector.got().manners[SPANS].refuses = Some(Code::ResourceExhausted);
+    let mut server = world.serve(&[&flag]).await;
+    world.play(&world.build, server.address()).await;
+    server.logged("failed to export spans to the OpenTelemetry").await;
+    collector.got().manners[SPANS].refuses = None;
+    let events = world.build.events();
+    let played = outhaul::demo::play(server.address(), "another", "build", events);
+    played.await.unwrap();
+    let build = collector.build().await;
+    says(&build, &[("outhaul.invocation.id", "another")]);
+    let log = server.logged("not exported to the OpenTelemetry").await;
+    assert!(log.contains("exporting spans to the OpenTelemetry"), "{log}");
+    assert_eq!(log.matches("failed to export").count(), 1, "{log}");
+    end(&mut server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_that_a_collector_does_not_take_at_the_end_are_counted() {
+    let world = World::new().await;
+    let (collector, flag) = Collector::start().await;
+    collector.got().manners[SPANS].takes = Duration::from_secs(3600);
+    let mut server = world.serve(&[&flag]).await;
+    until("metrics come", async || !collector.got().metrics.is_empty()).await;
+    world.play(&world.build, server.address()).await;
+    world.assert_complete();
+    end(&mut server).await;
+    let log = server.logged("no answer within 3s; ").await;
+    assert!(log.contains(" spans were lost in all"), "{log}");
+}
+
 /// One that refuses connections, and one that takes them and says nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_collector_that_does_not_answer() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    for address in ["127.0.0.1:1".to_owned(), silent.local_addr().unwrap().to_string()] {
+    let silent_address = silent.local_addr().unwrap().to_string();
+    for (address, reason) in [
+        ("127.0.0.1:1".to_owned(), "refused"),
+        (silent_address, "no answer within 1s"),
+    ] {
         let flag = format!("--otlp-endpoint=http://{address}");
         let world = World::new().await;
         let mut server = world.serve(&[&flag]).await;
@@ -543,11 +646,12 @@ async fn nobody_waits_for_a_collector_that_does_not_answer() {
         let command = place.calling("run", &["true"]);
         let ran = outhaul_testkit::finish(command).await;
         let said = format!("outhaul: failed to export to the OpenTelemetry collector http://{address}");
-        assert_eq!(ran.expect(0).err.matches(&said).count(), 1);
+        let ran = ran.expect(0);
+        assert_eq!(ran.err.matches(&said).count(), 1, "{ran}");
+        assert!(ran.err.contains(reason), "{ran}");
     }
 }
 
-/// It is not told who cannot be one.
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_settings_are_named_at_the_start() {
     let world = World::new().await;
