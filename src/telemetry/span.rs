@@ -16,15 +16,29 @@ pub(crate) enum Value {
     Flag(bool),
 }
 
+/// How much of a text is kept, in bytes: a build names its command and its workspace as it likes, and collectors take
+/// requests of 4 MiB.
+const TEXT: usize = 1024;
+
+/// The text, or its beginning if it is too long.
+pub(super) fn short(mut text: String) -> String {
+    if text.len() > TEXT {
+        let end = (0..=TEXT).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+        text.to_owned().into()
     }
 }
 
 impl From<String> for Value {
     fn from(text: String) -> Self {
-        Self::Text(text)
+        Self::Text(short(text))
     }
 }
 
@@ -65,4 +79,25 @@ pub(super) struct Span {
     pub(super) attributes: Vec<Attribute>,
     /// Why it counts as failed, if it does.
     pub(super) error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_at_a_character() {
+        for (text, length) in [
+            ("x".repeat(TEXT), TEXT),
+            ("x".repeat(TEXT + 1), TEXT + 3),
+            ("é".repeat(TEXT), TEXT + 3),
+            (format!("x{}", "é".repeat(TEXT)), TEXT + 2),
+        ] {
+            let Value::Text(kept) = Value::from(&*text) else {
+                unreachable!()
+            };
+            assert_eq!(kept.len(), length);
+            assert!(text.starts_with(kept.trim_end_matches('…')));
+        }
+    }
 }

@@ -14,11 +14,11 @@ use tokio::sync::mpsc;
 
 use super::{
     parent::TraceParent,
-    span::{Attribute, Span, SpanId, TraceId, Value},
+    span::{Attribute, Span, SpanId, TraceId, Value, short},
 };
 use crate::units::now_ns;
 
-/// Spans of batches, streams and placing that one build exports; the build's own has the number of the others.
+/// Spans below its own that one build exports; its own has the number of the others.
 pub(super) const SPANS: u32 = 1000;
 
 /// Where spans go, if anywhere. Cheap to clone.
@@ -120,6 +120,19 @@ struct State {
     cache: String,
 }
 
+impl State {
+    /// Counts one more span, unless there are too many.
+    fn admit(&mut self) -> bool {
+        let has_room = self.spans < SPANS;
+        if has_room {
+            self.spans += 1;
+        } else {
+            self.left_out += 1;
+        }
+        has_room
+    }
+}
+
 impl Trace {
     /// The build has begun, or goes on after its end.
     pub(crate) fn begin(&self) {
@@ -161,7 +174,7 @@ impl Trace {
             id: state.root,
             parent: self.parent,
             attributes,
-            error,
+            error: error.map(short),
             ..self.span("build", state.root, (begun, ended))
         });
     }
@@ -182,6 +195,9 @@ impl Trace {
         let Some(build) = state.begun else { return };
         // Word of it comes a little after the build's own end.
         let ended = state.ended.unwrap_or_else(Instant::now);
+        if !state.admit() {
+            return;
+        }
         let begun = ended.checked_sub(took).unwrap_or(build).max(build);
         let mut attributes = vec![
             ("outhaul.hold.timed_out", timed_out.into()),
@@ -223,12 +239,7 @@ impl Trace {
     /// Counts one more span. The build's own, unless there are too many.
     fn admit(&self) -> Option<SpanId> {
         let mut state = self.state.lock();
-        if state.spans >= SPANS {
-            state.left_out += 1;
-            return None;
-        }
-        state.spans += 1;
-        Some(state.root)
+        state.admit().then_some(state.root)
     }
 }
 
@@ -280,7 +291,7 @@ impl Open {
     /// How it came out, in a word; and why it counts as failed, if it does.
     pub(crate) fn outcome(&mut self, outcome: &'static str, error: Option<String>) {
         self.outcome = Some(outcome);
-        self.error = error;
+        self.error = error.map(short);
     }
 }
 
@@ -419,7 +430,10 @@ mod tests {
         }
         trace.end([], None);
         trace.held(Duration::ZERO, false, 0);
-        assert_eq!(dropped.load(Relaxed), 1, "the hold found no room");
+        assert_eq!(dropped.load(Relaxed), 0, "the hold is one too many");
+        trace.begin();
+        trace.end([], None);
+        assert_eq!(dropped.load(Relaxed), 1, "the queue is full");
         let spans: Vec<Span> = std::iter::from_fn(|| spans.try_recv().ok()).collect();
         assert_eq!(spans.len(), SPANS as usize + 1);
         let root = spans.last().unwrap();
