@@ -10,7 +10,7 @@ use crate::telemetry::{Collector, Exporter};
 #[command(next_help_heading = "OpenTelemetry")]
 pub(crate) struct OtlpArgs {
     /// Collector to export traces of builds and metrics to, by OTLP over gRPC: http://HOST:PORT, https://HOST:PORT or
-    /// unix:PATH. Of OpenTelemetry's own variables, OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME and some more count
+    /// unix:PATH. OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME and other variables of OpenTelemetry are honoured
     #[arg(
         long,
         value_name = "URL",
@@ -30,7 +30,8 @@ impl OtlpArgs {
         let Some(url) = self.otlp_endpoint.as_deref().filter(|url| !url.is_empty()) else {
             return Ok(None);
         };
-        let variable = |name: &str| std::env::var(name).ok();
+        // One that is not Unicode must not count as not set: then it is wrong.
+        let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
         let collector = Collector::new("--otlp-endpoint", url, variable)?;
         Exporter::check(&collector)?;
         Ok(Some(collector))

@@ -1,9 +1,8 @@
-//! What an OpenTelemetry collector is told over OTLP: the trace of each build, and the metrics.
+//! Exports the trace of each build, and the metrics, to an OpenTelemetry collector by OTLP.
 //!
-//! Whoever knows when something began and ended notes it as a span: the build's task the build itself and its hold
-//! ([`Trace`]), those that download and place outputs their batches ([`Open`]). Where no collector is named there is no
-//! [`Trace`], and all that is left of it is the look whether there is one. A finished span goes into a queue of bounded
-//! length and is forgotten there if the queue is full. The [`Exporter`] is the one task that takes spans from the queue, reads
+//! A build's task notes the build itself and its hold as spans ([`Trace`]); those that download and place outputs note their
+//! batches ([`Open`]). Without a collector there is no [`Trace`], and they only look whether there is one. A finished span
+//! goes into a queue of bounded length, and is dropped and counted if the queue is full. The [`Exporter`] is the one task that takes spans from the queue, reads
 //! the metrics from the registry that `/metrics` is written from, and sends both; nothing waits for it.
 
 #[cfg(feature = "otlp")]

@@ -37,7 +37,7 @@ impl FromStr for TraceParent {
         let trace: TraceId = bytes(next()).ok_or_else(malformed)?;
         let span: SpanId = bytes(next()).ok_or_else(malformed)?;
         let [flags] = bytes(next()).ok_or_else(malformed)?;
-        // Later versions may have more fields; 255 is none.
+        // Later versions may have more fields; 255 is invalid.
         let is_whole = more.is_empty() || version > 0 && more.starts_with('-');
         ensure!(
             is_whole && version < u8::MAX && fields.next().is_none(),
