@@ -103,7 +103,7 @@ impl Watch {
     }
 }
 
-/// What an archive that cannot be read is instead, by its first bytes.
+/// What an archive that cannot be read is instead, by its first bytes; empty where they are what the name says.
 fn what_it_is(first: &[u8], format: Format) -> &'static str {
     const FORMATS: &[(&[u8], Format, &str)] = &[
         (
@@ -301,5 +301,32 @@ impl Read for Decoded<'_> {
             self.watch.headers.borrow_mut().extend_from_slice(&buffer[..n]);
         }
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_say_what_an_archive_is_instead() {
+        for (first, format, said) in [
+            (&b"\x1f\x8b\x08"[..], Format::TarGz, ""),
+            (b"\x1f\x8b\x08", Format::Tar, "gzip"),
+            (b"\x28\xb5\x2f\xfd", Format::TarXz, "zstd"),
+            (b"\xfd7zXZ\0", Format::TarZst, "xz"),
+            (b"PK\x03\x04", Format::TarGz, "zip"),
+            (b"BZh9", Format::TarGz, "bzip2"),
+            (b" \n<!DOCTYPE html>", Format::TarGz, "HTML"),
+            (b"dir/file", Format::TarGz, "not compressed"),
+            (b"dir/file", Format::Tar, ""),
+            (b"", Format::TarZst, "empty"),
+        ] {
+            let what = what_it_is(first, format);
+            assert!(
+                what.contains(said) && what.is_empty() == said.is_empty(),
+                "{first:?} {format:?}: {what}"
+            );
+        }
     }
 }

@@ -130,6 +130,30 @@ pub fn therock(stage: &str, files: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn files_have_the_modes_that_the_umask_leaves() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (umask, file, directory) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
+        let archives = Archives::new();
+        archives.file("a.tar", &tar(&[("dir/x", "x")]));
+        let program = outhaul();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]);
+        command.arg(program.get_program());
+        command.args(["fetch", "archive", &archives.url()]);
+        command.arg(format!("--output-dir={}", archives.path("out").display()));
+        finish(command).await.expect(0);
+        for (path, mode) in [
+            ("out/a", directory),
+            ("out/a/dir", directory),
+            ("out/a/dir/x", file),
+        ] {
+            let found = archives.path(path).metadata().unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{path} with {umask}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn archives_are_chosen_by_name_and_kept_as_they_are() {
     let archives = Archives::new();
     archives.with_sum("blas_lib_gfx942.tar.zst", b"lib");

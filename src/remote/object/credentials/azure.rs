@@ -128,10 +128,8 @@ pub(super) fn open(
         ));
     }
     if !is_name(&account) {
-        return Err(wrong(
-            address,
-            "the storage account's name contains a character that no account's name has",
-        ));
+        let reason = "the storage account's name contains a character that no account's name has";
+        return Err(wrong(address, reason));
     }
     let endpoint = match (address.endpoint.clone(), connection.endpoint(&account)) {
         (None, Some(url)) if !is_of_another => Some(server_at(address, ENDPOINT, &url)?),
@@ -165,7 +163,7 @@ pub(super) fn open(
         .or_else(|| connection.get("sharedaccesssignature"));
     let (mut builder, shown) = identified(builder, sas, key, address, environment);
     if ![NONE, ACCOUNT_KEY, SIGNATURE].contains(&shown) {
-        builder = with_authority(builder, address, environment)?;
+        builder = with_authority(builder, shown, address, environment)?;
     }
     // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
     if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !local {
@@ -187,9 +185,15 @@ pub(super) fn open(
 /// Where an application is asked about, which may be a host alone, as for Azure's own tools.
 fn with_authority(
     mut builder: MicrosoftAzureBuilder,
+    shown: &str,
     address: &BucketAddress,
     environment: &Environment,
 ) -> Result<MicrosoftAzureBuilder, RemoteError> {
+    if shown == OF_THE_MACHINE[1] {
+        // The crate reads it by itself, with what is around it.
+        let name = "IDENTITY_HEADER";
+        sendable(address, name, (environment.get)(name).unwrap_or_default())?;
+    }
     let name = "AZURE_AUTHORITY_HOST";
     if let Some(host) = environment.get(name) {
         let url = if host.contains("://") {
