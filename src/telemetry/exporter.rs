@@ -198,7 +198,7 @@ fn count(spans: u64) -> String {
 /// What is known of the requests of one kind.
 #[derive(Default)]
 struct Kind {
-    /// When the next one is sent, if there is something to send.
+    /// When the next one may be sent, if that is set.
     due: Option<Instant>,
     /// How many in a row have failed.
     failures: u32,
@@ -250,6 +250,7 @@ impl Work {
     async fn export(&mut self) {
         loop {
             let room = BATCH - self.pending.len();
+            let has_spans = room < BATCH;
             let [spans_due, metrics_due] = [SPANS, METRICS].map(|kind| self.kinds[kind].due);
             // The metrics come last, so that they keep no span waiting, however often they are sent.
             tokio::select! {
@@ -259,7 +260,7 @@ impl Work {
                     0 => break,
                     _ => self.schedule(),
                 },
-                () = reached(spans_due) => self.send_spans().await,
+                () = reached(spans_due), if has_spans => self.send_spans().await,
                 () = reached(metrics_due) => self.send_metrics().await,
             }
         }
@@ -299,8 +300,9 @@ impl Work {
             self.dropped.fetch_add(lost, Relaxed);
         }
         let wait = self.heed(SPANS, sent);
-        let due = Instant::now().checked_add(wait);
-        self.kinds[SPANS].due = due.filter(|_| !self.pending.is_empty());
+        // After a refusal that will not pass, those that come next wait, too.
+        let is_due = !self.pending.is_empty() || !wait.is_zero();
+        self.kinds[SPANS].due = Instant::now().checked_add(wait).filter(|_| is_due);
     }
 
     async fn send_metrics(&mut self) {
