@@ -29,7 +29,7 @@ use crate::{
     builds::{Builds, Decoders, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
-    journal::{Journal, JournalOptions},
+    journal::{Journal, JournalError, JournalOptions},
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest,
         PublishBuildToolEventStreamResponse, StreamId,
@@ -299,6 +299,17 @@ pub(in crate::bes) struct Daemon {
     task: JoinHandle<()>,
 }
 
+/// A program that another test has begun to start has our descriptors for a moment, and so the lock of a journal that was let go.
+async fn opened(dir: &std::path::Path, options: JournalOptions) -> Journal {
+    for _ in 0..1000 {
+        match Journal::open(dir, options) {
+            Err(JournalError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            journal => return journal.unwrap(),
+        }
+    }
+    panic!("{} stays locked", dir.display());
+}
+
 impl Daemon {
     /// Serves on TCP, with a journal if there is a directory for it.
     pub(in crate::bes) async fn start(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
@@ -359,7 +370,10 @@ impl Daemon {
             most: options.limits.journal,
             ..JournalOptions::default()
         };
-        let journal = journal.map(|dir| Journal::open(dir, journal_options).unwrap());
+        let journal = match journal {
+            Some(dir) => Some(opened(dir, journal_options).await),
+            None => None,
+        };
         let decoders: Decoders = Arc::new(|| Box::new(decode));
         let service = BesService::new(engine.clone(), decoders, journal, upstream, options);
         service.recover().await.unwrap();
