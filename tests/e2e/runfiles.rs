@@ -533,7 +533,13 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
         is_staged(&to, &["--runfiles", "--flatten", PROGRAM]);
     }
     std::fs::rename(exec_root.with_extension("away"), &exec_root).unwrap();
+    // Another output has the same bytes.
+    bazel.delete("bazel-bin/runfiles/linked.data.txt");
+    let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]).ok();
+    assert_eq!(run.out(), says);
     // What is lost is named, and the program not run.
+    daemon.restart_with(&["--remote-cache=grpc://127.0.0.1:9", "--local-sources=off"]);
+    let outhaul = daemon.outhaul();
     bazel.delete("bazel-bin/runfiles/linked.data.txt");
     let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]);
     assert!(
