@@ -300,10 +300,14 @@ pub(in crate::bes) struct Daemon {
 }
 
 /// A program that another test has begun to start has our descriptors for a moment, and so the lock of a journal that was let go.
-async fn opened(dir: &std::path::Path, options: JournalOptions) -> Journal {
+pub(in crate::bes) async fn opened<F: Future<Output = ()>>(
+    dir: &std::path::Path,
+    options: JournalOptions,
+    sleep: impl Fn(Duration) -> F,
+) -> Journal {
     for _ in 0..1000 {
         match Journal::open(dir, options) {
-            Err(JournalError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(JournalError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
             journal => return journal.unwrap(),
         }
     }
@@ -371,7 +375,7 @@ impl Daemon {
             ..JournalOptions::default()
         };
         let journal = match journal {
-            Some(dir) => Some(opened(dir, journal_options).await),
+            Some(dir) => Some(opened(dir, journal_options, tokio::time::sleep).await),
             None => None,
         };
         let decoders: Decoders = Arc::new(|| Box::new(decode));

@@ -16,7 +16,10 @@ use super::{ledger::Ledger, upstream};
 use crate::{
     access::expect_preface,
     bep::event::{Event, StreamEvent},
-    bes::{BesOptions, BesService, Upstream, UpstreamOptions, serve, tests::harness::decode},
+    bes::{
+        BesOptions, BesService, Upstream, UpstreamOptions, serve,
+        tests::harness::{decode, opened},
+    },
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
@@ -72,7 +75,12 @@ impl Daemon {
         ledger.lives.fetch_add(1, Ordering::Relaxed);
         // What the one before it has left, before anything is mended.
         ledger.check_journal();
-        let journal = Journal::open(&ledger.dir, JournalOptions::default())?;
+        let journal = opened(&ledger.dir, JournalOptions::default(), |pause| {
+            // The simulated time stands still.
+            std::thread::sleep(pause);
+            std::future::ready(())
+        })
+        .await;
         let upstream = if self.forwards {
             let place = format!("grpc://upstream:{}", upstream::PORT);
             let mut options = UpstreamOptions::new(Endpoint::parse("--bes-backend", &place)?);
