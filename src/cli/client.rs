@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, body::Body, service::interceptor::InterceptedService};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
-use super::{exit::Failure, pause, print, progress::Progress, run::own_states, runtime};
+use super::{exit::Failure, print, progress::Progress, run::own_states, runtime};
 use crate::{
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, SelectionArgs, StateArgs, from_environment},
@@ -215,6 +215,15 @@ fn newest_of<'a>(rows: &'a [pb::Invocation], workspace: &str) -> Option<&'a pb::
     let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
     let of_it = rows.iter().filter(|row| has_outputs(&row.command)).filter(of_it);
     of_it.max_by_key(|row| row.started_ms)
+}
+
+/// Does the work, and beside it something that never ends.
+pub(super) async fn beside<T>(endless: impl Future<Output = Infallible>, work: impl Future<Output = T>) -> T {
+    tokio::select! {
+        biased;
+        done = work => done,
+        never = endless => match never {},
+    }
 }
 
 impl Client {
@@ -454,7 +463,7 @@ impl Client {
             progress_id: progress_id.to_owned(),
         };
         let says = self.says_paused(|pause| pause.all);
-        let answer = pause::beside(says, self.control.materialize(request)).await;
+        let answer = beside(says, self.control.materialize(request)).await;
         Ok(answer.map_err(failure)?.into_inner().results)
     }
 
@@ -476,9 +485,7 @@ impl Client {
         let waits_for_all = request.wait_all;
         let waits = !request.dry_run && request.from.is_empty();
         let says = self.says_paused(move |pause| waits && (pause.all || waits_for_all));
-        Ok(pause::beside(says, self.control.stage(request))
-            .await?
-            .into_inner())
+        Ok(beside(says, self.control.stage(request)).await?.into_inner())
     }
 
     /// Calls `each` for every output.

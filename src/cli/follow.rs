@@ -9,10 +9,10 @@ use std::{
 use clap::Args;
 
 use super::{
-    client::{Client, DaemonAddress, Following, Lost},
+    client::{Client, DaemonAddress, Following, Lost, beside},
     exit,
     exit::Failure,
-    paths, pause, print,
+    paths, print,
 };
 use crate::{
     config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsArgs, from_environment},
@@ -218,7 +218,7 @@ impl<'a> Follower<'a> {
             };
             // A build is settled when nothing of it is on its way, what is optional as well.
             let says = client.says_paused(|_| true);
-            let ended = pause::beside(says, self.hear(&mut client, &mut choice, hears)).await;
+            let ended = beside(says, self.hear(&mut client, &mut choice, hears)).await;
             if ended.is_ok() && client.here.is_none() {
                 self.daemon = Some(client);
             } else {

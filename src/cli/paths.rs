@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{exit::Failure, stage::text};
+use super::exit::Failure;
 
 /// Makes a user's path absolute and follows the links on its way (`bazel-bin` and its like), but not what it names
 /// itself: that may be an output that is a link, or not there at all. One of these links alone stands for the directory that
@@ -48,6 +48,13 @@ pub(super) fn workspace_around(directory: &Path) -> Option<PathBuf> {
         .ancestors()
         .find(|above| marks.iter().any(|mark| above.join(mark).is_file()))
         .map(Path::to_owned)
+}
+
+/// A path for a message.
+pub(super) fn text(path: &Path, flag: &str) -> Result<String, Failure> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{flag}={}: not UTF-8", path.display())))
 }
 
 /// The workspace that a directory which a flag names is in, as Bazel names it: its real path. One of another machine is not

@@ -1,6 +1,6 @@
 //! `outhaul pause` and `outhaul resume`: whether the daemon begins downloads.
 
-use std::{convert::Infallible, io::Write as _, time::Duration};
+use std::{io::Write as _, time::Duration};
 
 use clap::Args;
 
@@ -68,13 +68,4 @@ async fn daemon(args: &DaemonArgs) -> Result<Client, Failure> {
             "no daemon answers on {address}, and only the downloads of `outhaul serve` can be paused: {refused}"
         ))
     })
-}
-
-/// Does the work, and beside it something that never ends.
-pub(super) async fn beside<T>(endless: impl Future<Output = Infallible>, work: impl Future<Output = T>) -> T {
-    tokio::select! {
-        biased;
-        done = work => done,
-        never = endless => match never {},
-    }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+pub(super) use super::paths::text;
 use super::{
     client::{Client, DaemonAddress},
     exit,
@@ -153,13 +154,6 @@ pub(super) fn workspace_named(path: Option<&Path>) -> Result<String, Failure> {
     path.map_or(Ok(String::new()), |path| {
         text(&std::path::absolute(path)?, "--workspace")
     })
-}
-
-/// A path for a message.
-pub(super) fn text(path: &Path, flag: &str) -> Result<String, Failure> {
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Failure::usage(format!("{flag}={}: not UTF-8", path.display())))
 }
 
 /// Arguments of `outhaul stage`.
