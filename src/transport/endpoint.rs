@@ -437,7 +437,7 @@ pub(crate) fn http_url(text: &str) -> Result<(Uri, Option<String>), &'static str
     }
     parts.authority = Some(place);
     let uri = Uri::from_parts(parts).map_err(|_| "is not a URL")?;
-    // It is stricter with hosts, and whoever asks for the URL may rely on that.
+    // It is stricter with hosts, and the code that asks for the URL may rely on that.
     if url::Url::parse(&uri.to_string()).is_err() {
         return Err("has no valid host");
     }

@@ -252,7 +252,7 @@ async fn on_a_full_disk_what_the_newest_build_does_not_want_goes_by_itself() {
         metrics.contains("outhaul_auto_evicted_outputs_total 1\n"),
         "{metrics}"
     );
-    // Another file system is none of its business.
+    // It leaves another file system alone.
     let device = std::fs::metadata(f.exec_root()).unwrap().dev();
     let elsewhere = f.services.service.evict_from(EVERYTHING, Some(device + 1));
     assert_eq!(reported(elsewhere).await.unwrap().0, Vec::<String>::new());
